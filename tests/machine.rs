@@ -163,8 +163,9 @@ fn budget_is_a_part_of_the_machine_or_of_what_its_cgroup_allows() {
     assert_eq!(status.budget_pages, Pages(whole));
     assert_eq!(machine.budget, "1%");
     let guest = host.guest("g", "--memory 16M --workload idle,size=4M");
-    let vm = host.vm("g");
-    let own = vm.process_bytes.expect("it is there");
+    let own = eventually("its process is looked at", PATIENCE, || {
+        host.vm("g").process_bytes
+    });
     // More than a stack, and less than its RAM would make it.
     assert!((64 << 10..16 << 20).contains(&own.0), "{own}");
     let status = host.status();

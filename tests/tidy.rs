@@ -265,7 +265,7 @@ const GUEST: &[(&str, &[&str])] = &[
     ("shim", &[]),
     ("kernel", &["shim"]),
     ("balloon", &[]),
-    ("outside", &["balloon"]),
+    ("outside", &["balloon", "shim"]),
     ("workload", &["kernel"]),
     (
         "guest",

@@ -237,7 +237,8 @@ fn pool(text: &str) -> Result<String, String> {
 }
 
 /// The protocols by their names; clap says which is nearest to one that is wrong.
-fn protocols() -> impl TypedValueParser<Value = Protocol> {
+#[must_use]
+pub fn protocols() -> impl TypedValueParser<Value = Protocol> {
     let names = PossibleValuesParser::new(Protocol::ALL.map(Protocol::name));
     names.try_map(|name| name.parse().map_err(|()| "no protocol has this name"))
 }

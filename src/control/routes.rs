@@ -3,12 +3,12 @@
 //! A request stands in one place, its line of [`routes`]: the server's router and docs/openapi.json follow from it
 //! and from the types of its handler.
 
+mod json;
 mod pools;
 mod sharing;
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::Router;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
@@ -21,6 +21,7 @@ use schemars::{JsonSchema as Described, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::json::Json;
 use super::{
     AgentToken, BalloonRequest, ControlError, Daemon, ErrorBody, REQUEST_BODY_MAX, ReloadReport,
     SettingRequest, UnswapRequest,
@@ -175,9 +176,9 @@ fn route_with<B: Body, A: Answer + 'static>(
     summary: &'static str,
     handler: fn(&dyn Daemon, &str, &B) -> Result<A, Refusal>,
 ) -> Route {
-    type Read<B> = Result<Json<B>, JsonRejection>;
+    type Read<B> = Result<axum::Json<B>, JsonRejection>;
     let answer = async move |State(daemon): Shared, path: Name, body: Read<B>| {
-        let Json(body) = body.map_err(|rejection| unreadable(&rejection, B::ALLOWED))?;
+        let axum::Json(body) = body.map_err(|rejection| unreadable(&rejection, B::ALLOWED))?;
         handler(&*daemon, &name(path), &body)
     };
     Route {

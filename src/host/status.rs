@@ -108,12 +108,12 @@ impl Host {
             settled_vms: settled as u64,
             settled: settled > 0 && settled == vms.len(),
             shared_pages: shared,
+            hints: vms.iter().map(|vm| vm.hinted_pages.0).sum(),
             ..ShareStatus::default()
         };
         for pool in self.pools.all() {
             let counts = pool.counts();
             sum.frames.0 += counts.frames.0;
-            sum.hints += pool.hints().0;
             // A pool that the kernel does not report on counts as what its frames should take.
             sum.pool_pages.0 += pool.allocated().unwrap_or(counts.frames).0;
         }
@@ -127,23 +127,27 @@ impl Host {
 
     pub(super) fn vm_status(&self, member: &Arc<Member>) -> VmStatus {
         // Of all VMs: what keeps a page from being shared may be which VM has an equal one.
-        self.counted_status(member, &self.census.of(&self.members.all()))
+        let counts = self.census.of(&self.members.all());
+        let floor = self.configuration.settings().sample_active_pct_min;
+        counted_status(member, &counts, floor)
     }
 
     fn vm_statuses(&self, members: &[Arc<Member>]) -> Vec<VmStatus> {
         let counts = self.census.of(members);
-        let status = |member: &Arc<Member>| self.counted_status(member, &counts);
+        let floor = self.configuration.settings().sample_active_pct_min;
+        let status = |member: &Arc<Member>| counted_status(member, &counts, floor);
         members.iter().map(status).collect()
     }
+}
 
-    fn counted_status(&self, member: &Member, counts: &Counts) -> VmStatus {
-        // One that has just left the registry is counted no more.
-        let counted = counts.get(&member.vm.id).copied().unwrap_or_default();
-        VmStatus {
-            sharing: counted.sharing,
-            break_cost_pages: counted.break_cost,
-            ..vm_status(member, self.configuration.settings().sample_active_pct_min)
-        }
+/// The status of a VM, which uses at least `floor` percent of its size, with what was counted of its pages.
+fn counted_status(member: &Member, counts: &Counts, floor: u32) -> VmStatus {
+    // One that has just left the registry is counted no more.
+    let counted = counts.get(&member.vm.id).copied().unwrap_or_default();
+    VmStatus {
+        sharing: counted.sharing,
+        break_cost_pages: counted.break_cost,
+        ..vm_status(member, floor)
     }
 }
 

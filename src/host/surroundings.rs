@@ -2,7 +2,8 @@
 //!
 //! The limit of a cgroup can change while its processes run. A budget that is `auto` follows it: down, at most to what is
 //! promised to guests and what the host must keep free for that, and up again, at most to what it was at the start,
-//! because the daemon's tables are made for that. A fixed budget stays, and the operator is told that the kernel may act
+//! because the daemon's tables are made for that. It falls in steps ([`Descent`]), so that guests do not wait all at once.
+//! A fixed budget stays, and the operator is told that the kernel may act
 //! before the policy does.
 //!
 //! A smaller budget takes no page by itself. The next plan sees a host that is short, and reclaims as from any other.
@@ -14,7 +15,7 @@ use super::admission::Admission;
 use super::error::MIN_MEMORY;
 use super::governor::Governor;
 use super::options::HostOptions;
-use crate::machine::{BudgetChoice, Machine, Pressure, overhead};
+use crate::machine::{BudgetChoice, Descent, Machine, Pressure, overhead};
 use crate::page::Budget;
 use crate::policy::Promises;
 use crate::sys::own_memory;
@@ -37,6 +38,12 @@ pub(super) struct Surroundings {
 #[derive(Clone, PartialEq, Debug)]
 struct Seen {
     machine: Machine,
+    /// Pressure on memory, where the kernel measures it.
+    pressure: Option<Pressure>,
+    /// The daemon's own memory.
+    own: Option<Bytes>,
+    /// The fall of the budget that goes on.
+    descent: Option<Descent>,
     /// The budget that does not fit, or that was wanted and could not be had.
     told: Option<Pages>,
 }
@@ -57,6 +64,9 @@ impl Surroundings {
             budget: Arc::clone(budget),
             seen: Mutex::new(Seen {
                 machine: machine.clone(),
+                pressure: Pressure::at(root),
+                own: own_memory().ok(),
+                descent: None,
                 told: told.map(|_| budget.total()),
             }),
         }
@@ -66,11 +76,19 @@ impl Surroundings {
     pub(super) fn look(&self, admission: &Admission, governor: &Governor) {
         let machine = Machine::at(&self.root);
         let before = self.seen();
-        let told = match self.choice {
+        let (told, descent) = match self.choice {
             BudgetChoice::Auto => self.follow(&machine, &before, admission, governor),
-            BudgetChoice::Size(_) | BudgetChoice::Percent(_) => self.compare(&machine, &before),
+            BudgetChoice::Size(_) | BudgetChoice::Percent(_) => {
+                (self.compare(&machine, &before), None)
+            }
         };
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen { machine, told };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen {
+            machine,
+            pressure: Pressure::at(&self.root),
+            own: own_memory().ok(),
+            descent,
+            told,
+        };
     }
 
     fn seen(&self) -> Seen {
@@ -94,22 +112,25 @@ impl Surroundings {
         objection.map(|_| budget)
     }
 
-    /// Sets the budget to what the machine allows. Returns what could not be had.
+    /// Sets the budget to what the machine allows, or a step nearer to it. Returns what could not be had, and the fall
+    /// that goes on.
     fn follow(
         &self,
         machine: &Machine,
         before: &Seen,
         admission: &Admission,
         governor: &Governor,
-    ) -> Option<Pages> {
+    ) -> (Option<Pages>, Option<Descent>) {
         // A machine that allows nothing gets the least budget, which is more than it allows.
         let allowed = self.choice.on(machine).unwrap_or(MIN_MEMORY);
         let want = allowed.max(MIN_MEMORY).pages().min(self.most);
         let was = self.budget.total();
         if want == was {
-            return None;
+            return (None, None);
         }
-        let (is, promises) = admission.set_budget(want, self.most);
+        let urgent = machine.is_near_limit();
+        let (next, descent) = Descent::follow(before.descent, was, want, urgent);
+        let (is, promises) = admission.set_budget(next, self.most);
         let why = format!(
             "{} {}",
             machine.bound(),
@@ -119,18 +140,24 @@ impl Surroundings {
             tracing::info!(from = %was.bytes(), to = %is.bytes(), %why, "the budget follows");
             governor.wake();
         }
-        if is == want {
-            return None;
+        if is == next {
+            return (None, descent);
         }
+        // What is promised is in the way: no step leads further.
         if before.told != Some(want) || is != was {
             tracing::warn!("{}", unmet(&why, want, is, &promises));
         }
-        Some(want)
+        (Some(want), None)
     }
 
     /// For the status of the host. `vms` are its VMs.
     pub(super) fn status(&self, vms: &[VmStatus]) -> MachineStatus {
-        let Seen { machine, .. } = self.seen();
+        let Seen {
+            machine,
+            pressure: felt,
+            own,
+            ..
+        } = self.seen();
         let guests = vms.iter().filter_map(|vm| vm.process_bytes);
         let (limit, cgroup) = machine.limit.unzip();
         MachineStatus {
@@ -139,9 +166,9 @@ impl Surroundings {
             limit_bytes: limit,
             cgroup: cgroup.map(|dir| dir.display().to_string()),
             overhead_bytes: overhead(self.budget.total().bytes()),
-            daemon_bytes: own_memory().ok(),
+            daemon_bytes: own,
             guests_bytes: Bytes(guests.map(|bytes| bytes.0).sum()),
-            pressure: Pressure::at(&self.root).map(pressure),
+            pressure: felt.map(pressure),
         }
     }
 }
@@ -205,7 +232,10 @@ mod tests {
             let governor = Governor::new(&rig.budget, &rig.members, &rig.configuration, &rig.pools);
             story(&rig, &surroundings, &|mib| {
                 write(machine.path(), file, &limit(mib));
-                surroundings.look(&rig.admission, &governor);
+                // As many looks as a fall takes.
+                for _ in 0..8 {
+                    surroundings.look(&rig.admission, &governor);
+                }
             });
         }
     }
@@ -285,6 +315,7 @@ mod tests {
             reserved: Pages(6000),
             metadata: Pages(100),
             kept_free: Pages(200),
+            share_reserve: Pages(0),
             unreserved: Pages(0),
         };
         let text = unmet(

@@ -8,6 +8,7 @@ use super::member::Member;
 use super::snapshot::sharing_saved;
 use crate::balloon::BalloonCounters;
 use crate::page::Claims;
+use crate::settings::VmSettings;
 use crate::telemetry::{
     ActivityStatus, AllocationStatus, BalloonSessionStatus, BalloonStatus, EvictStatus,
     FaultStatus, GuestClaims, Health, Homes, LatencyStatus, ScanStatus, SharingStatus, StallStatus,
@@ -30,6 +31,11 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
     let credits = vm.table.claims().map_or(0, Claims::held);
     let consumed = homes.resident_pages.0 + homes.shared_pages.0 + zip_pages.0 + credits;
     let saved = sharing_saved(member);
+    let settings = member.settings();
+    let (rates, process_bytes) = {
+        let recent = member.recent();
+        (recent.rates(), recent.process())
+    };
     let ram = member.ram.allocated().unwrap_or(homes.resident_pages);
     let mut status = VmStatus {
         id: vm.id,
@@ -39,7 +45,7 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         workload: vm.params.workload.clone(),
         uptime_ms: millis(vm.since),
         health: Health::default(),
-        rates: member.recent().rates(),
+        rates,
         configured_pages: Pages(u64::from(vm.params.pages)),
         granted_pages: Pages(homes.resident_pages.0 + homes.shared_pages.0 + homes.zero_pages.0),
         consumed_pages: Pages(consumed).saturating_sub(saved),
@@ -52,8 +58,8 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         zip: caches::status(member),
         credit_pages: Pages(credits),
         kernel_pages: Pages(ram.0 + zip_allocated.0),
-        process_bytes: member.process.memory().ok(),
-        allocation: allocation(member),
+        process_bytes,
+        allocation: allocation(member, &settings),
         activity: activity(member, floor_percent),
         balloon: balloon(member, homes.ballooned_pages),
         guest: guest(member),
@@ -65,8 +71,8 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         vmas: u64::from(vm.vmas.upper_bound()),
         vma_budget: u64::from(vm.vmas.budget()),
         blocked: vm.is_blocked(),
-        pool: member.settings().pool,
-        salt_set: member.settings().salt.is_some(),
+        salt_set: settings.salt.is_some(),
+        pool: settings.pool,
         homes,
     };
     status.health = Health::of_vm(&status);
@@ -78,7 +84,8 @@ pub(super) fn note_rates(member: &Member, floor_percent: u32, now: Instant) {
     if member.recent().is_over(now) {
         // Not under the lock, which the status takes too.
         let status = vm_status(member, floor_percent);
-        member.recent().end(now, status);
+        let process = member.process.memory().ok();
+        member.recent().end(now, status, process);
     }
 }
 
@@ -108,8 +115,7 @@ fn homes(vm: &Vm) -> Homes {
     }
 }
 
-fn allocation(member: &Member) -> AllocationStatus {
-    let settings = member.settings();
+fn allocation(member: &Member, settings: &VmSettings) -> AllocationStatus {
     let size = u64::from(member.vm.params.pages);
     AllocationStatus {
         reservation_pages: settings.reservation,

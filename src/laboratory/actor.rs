@@ -1,13 +1,14 @@
 //! Plays the agent of a script.
 
+mod pages;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use memvisor_wire::balloon::{
-    BatchResult, Capabilities, MAX_BATCH_PAGES, MAX_STATS, PageStatus, RangeBatch, Start, Started,
-    ToAgent, ToHost, VERSION,
+    Capabilities, MAX_STATS, Start, Started, ToAgent, ToHost, VERSION, Wanted,
 };
 use memvisor_wire::{DecodeError, Doorbell, wait_readable};
 use thiserror::Error;
@@ -16,7 +17,7 @@ use super::memory::Memory;
 use super::peer::{Came, Peer};
 use super::said::code_name;
 use super::script::{Script, Step};
-use crate::units::{Gfn, GfnRun, runs_of};
+use pages::{Map, Way};
 
 /// How long a host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -72,6 +73,10 @@ pub struct Actor<'a> {
     leave: &'a Doorbell,
     peer: Peer,
     held: BTreeSet<u32>,
+    /// What the host wants of the latest offer.
+    wanted: Option<Wanted>,
+    /// The map of free pages, if the host has sent one.
+    map: Option<Map>,
     target: u64,
     started: Started,
     seq: u32,
@@ -98,6 +103,8 @@ impl<'a> Actor<'a> {
             leave,
             peer,
             held: BTreeSet::new(),
+            wanted: None,
+            map: None,
             target: 0,
             // Until the host has said something else.
             started: Started {
@@ -139,18 +146,18 @@ impl<'a> Actor<'a> {
             }
             Step::Inflate { pages } => self.inflate(*pages),
             Step::Deflate { pages } => self.deflate(*pages),
-            Step::Lock { ranges } => self.ask(&ToHost::Lock(ranges.0.clone())).map(drop),
-            Step::LockHeld { pages } => {
-                for batch in self.batches(self.some_held(*pages)) {
-                    self.ask(&ToHost::Lock(batch))?;
-                }
-                Ok(())
-            }
-            Step::Unlock { ranges } => self.ask(&ToHost::Unlock(ranges.0.clone())).map(drop),
+            Step::Lock { ranges } => self.name(ranges.0.runs(), Way::In),
+            Step::LockHeld { pages } => self.name(&self.some_held(*pages), Way::In),
+            Step::Unlock { ranges } => self.name(ranges.0.runs(), Way::Out),
             Step::Reuse { pages } => {
                 self.give_back(&self.some_held(*pages));
                 Ok(())
             }
+            Step::Report { ranges } => self.ask(&ToHost::Report(ranges.0.clone())).map(drop),
+            Step::Offer { ranges } => self.offer(&ranges.0),
+            Step::Give => self.give(),
+            Step::Show { ranges } => self.change(ranges.0.runs(), Map::show),
+            Step::TakeBack { ranges } => self.change(ranges.0.runs(), Map::take_back),
             Step::Stats { values } => {
                 let mut stats = match values {
                     Some(values) => values.0.clone(),
@@ -194,7 +201,7 @@ impl<'a> Actor<'a> {
         let start = ToHost::Start(Start {
             min_version: min_version.unwrap_or(VERSION),
             max_version: max_version.unwrap_or(VERSION),
-            capabilities: capabilities.map_or(Capabilities::COMMON, |offer| offer.0),
+            capabilities: capabilities.map_or_else(|| self.script.offer(), |offer| offer.0),
             token: token.unwrap_or(self.me.token),
             total_pages: total_pages.unwrap_or_else(|| self.memory.total_pages()),
             name: self.me.name.clone(),
@@ -203,6 +210,8 @@ impl<'a> Actor<'a> {
             Some(ToAgent::Started(started)) => {
                 self.started = started;
                 self.target = 0;
+                self.wanted = None;
+                self.map = Map::of(self.peer.descriptors(), self.memory.total_pages())?;
                 Ok(())
             }
             Some(other) => Err(Curtain::Unexpected("START", other.name())),
@@ -217,85 +226,6 @@ impl<'a> Actor<'a> {
             None => {}
         }
         Ok(())
-    }
-
-    fn inflate(&mut self, pages: Option<u32>) -> Result<(), Curtain> {
-        let held = self.held.len() as u64;
-        let gap = self.target.saturating_sub(held);
-        let mut left = pages.map_or(gap, u64::from);
-        while left > 0 {
-            let want = u32::try_from(left).unwrap_or(u32::MAX);
-            let runs = self.memory.allocate(want.min(MAX_BATCH_PAGES), true);
-            let mut taken = 0;
-            for batch in self.batches(runs) {
-                let answer = self.ask(&ToHost::Lock(batch.clone()))?;
-                taken += self.locked(&batch, answer);
-            }
-            // The guest has no more, or the host takes no more.
-            if taken == 0 {
-                break;
-            }
-            left = left.saturating_sub(taken);
-        }
-        Ok(())
-    }
-
-    /// Notes what became of pages that were offered. Returns how many the host took.
-    fn locked(&mut self, batch: &RangeBatch, answer: Option<ToAgent>) -> u64 {
-        let Some(ToAgent::LockResult(BatchResult { target, runs })) = answer else {
-            self.memory.release(batch.runs());
-            return 0;
-        };
-        self.target = target;
-        let mut taken = 0;
-        for part in runs {
-            if matches!(part.status, PageStatus::Ok | PageStatus::AlreadyLocked) {
-                self.held.extend(part.run.iter().map(|gfn| gfn.0));
-                taken += u64::from(part.run.count);
-            } else {
-                self.memory.release(&[part.run]);
-            }
-        }
-        taken
-    }
-
-    fn deflate(&mut self, pages: Option<u32>) -> Result<(), Curtain> {
-        let gap = (self.held.len() as u64).saturating_sub(self.target);
-        let many = pages.unwrap_or_else(|| u32::try_from(gap).unwrap_or(u32::MAX));
-        for batch in self.batches(self.some_held(many)) {
-            let answer = self.ask(&ToHost::Unlock(batch))?;
-            let Some(ToAgent::UnlockResult(BatchResult { target, runs })) = answer else {
-                return Ok(());
-            };
-            self.target = target;
-            let free = |status| matches!(status, PageStatus::Ok | PageStatus::NotLocked);
-            let freed = runs.iter().filter(|part| free(part.status));
-            let freed: Vec<GfnRun> = freed.map(|part| part.run).collect();
-            self.give_back(&freed);
-        }
-        Ok(())
-    }
-
-    fn batches(&self, runs: Vec<GfnRun>) -> Vec<RangeBatch> {
-        RangeBatch::split(runs, self.started.max_ranges)
-    }
-
-    /// The first pages that it holds.
-    fn some_held(&self, pages: u32) -> Vec<GfnRun> {
-        runs_of(self.held.iter().copied().take(pages as usize).map(Gfn))
-    }
-
-    fn give_back(&mut self, runs: &[GfnRun]) {
-        for gfn in runs.iter().flat_map(|run| run.iter()) {
-            self.held.remove(&gfn.0);
-        }
-        if !runs.is_empty() {
-            self.memory.release(runs);
-        }
-    }
-
-    fn release_all(&mut self) {
-        self.give_back(&self.some_held(u32::MAX));
     }
 
     fn say(&mut self, datagram: &[u8]) -> Result<(), Curtain> {

@@ -92,7 +92,10 @@ impl Play {
             Some(pages) => Arc::new(SlowMemory::new(Arc::clone(&self.memory), pages)),
             None => Arc::<dyn Memory>::clone(&self.memory),
         };
-        let settings = AgentSettings::new(self.me.token, self.me.name.clone());
+        let settings = AgentSettings {
+            protocol: self.script.protocol.0,
+            ..AgentSettings::new(self.me.token, self.me.name.clone())
+        };
         let socket = self.socket.clone();
         let agent = start(settings, source, socket)?;
         while let Ok(Unasked::Relief(pages)) = unasked.recv() {

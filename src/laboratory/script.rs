@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use memvisor_wire::balloon::{Capabilities, RangeBatch, Stat, StatTag};
+use memvisor_wire::balloon::{Capabilities, Protocol, RangeBatch, Stat, StatTag};
 use serde::Deserialize;
 use strsim::jaro_winkler;
 
@@ -24,6 +24,9 @@ pub struct Script {
     pub bundled: bool,
     /// The most pages that the memory of a bundled agent gives at once; all if it is not said.
     pub at_most: Option<u32>,
+    /// How it names pages, if the host agrees to that.
+    #[serde(default)]
+    pub protocol: Spoken,
     /// Whether it keeps its pages when the host resets it, and says nothing.
     #[serde(default)]
     pub ignores_reset: bool,
@@ -88,6 +91,28 @@ pub enum Step {
         /// How many.
         pages: u32,
     },
+    /// Says `REPORT` of these pages, without having pinned them.
+    Report {
+        /// First page and number of pages of each range.
+        ranges: Ranges,
+    },
+    /// Says `OFFER` of these pages, whoever has them.
+    Offer {
+        /// First page and number of pages of each range.
+        ranges: Ranges,
+    },
+    /// Says `GIVE` of what the host wants of the latest offer, without having pinned it.
+    Give,
+    /// Makes these pages FREE in the shared map, without having pinned them.
+    Show {
+        /// First page and number of pages of each range.
+        ranges: Ranges,
+    },
+    /// Makes those of these pages USED in the shared map that the host has.
+    TakeBack {
+        /// First page and number of pages of each range.
+        ranges: Ranges,
+    },
     /// Says `STATS` with these values, by the numbers of their tags, or with those of its guest.
     Stats {
         /// The values.
@@ -121,6 +146,23 @@ pub enum Step {
     },
 }
 
+/// A protocol by its name.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Spoken(pub Protocol);
+
+impl TryFrom<String> for Spoken {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let known = name.parse().map(Self);
+        known.map_err(|()| {
+            let all = Protocol::ALL.map(Protocol::name).join(", ");
+            format!("`{name}` is no protocol: {all}")
+        })
+    }
+}
+
 /// Capabilities by name.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(try_from = "Vec<String>")]
@@ -134,7 +176,9 @@ impl TryFrom<Vec<String>> for Offer {
         for name in names {
             let known = Capabilities::from_name(&name);
             offered |= known.ok_or_else(|| {
-                format!("`{name}` is no capability: BATCHED, DOORBELL, STATS or RELIEF")
+                let all = Capabilities::all().iter_names().map(|(name, _)| name);
+                let all: Vec<_> = all.collect();
+                format!("`{name}` is no capability: {}", all.join(", "))
             })?;
         }
         Ok(Self(offered))
@@ -220,6 +264,12 @@ impl Script {
     pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
         toml::from_str(text)
     }
+
+    /// What it can do, unless a step says otherwise.
+    #[must_use]
+    pub fn offer(&self) -> Capabilities {
+        Capabilities::COMMON | self.protocol.0.capabilities()
+    }
 }
 
 macro_rules! behaviours {
@@ -233,6 +283,7 @@ behaviours! {
     "well-behaved" "slow" "follower" "greedy" "never-deflates" "oscillates" "refuses" "trickles"
     "reuses-early" "gives-used-pages" "locks-twice" "locks-outside" "unlocks-unlocked" "locks-early"
     "claims-more" "claims-balloon" "wrong-token" "begs" "lies-in-stats" "floods" "ignores-reset"
+    "reports-used-pages" "gives-used-hints" "shows-used-pages" "takes-back"
 }
 
 /// The script of a named behaviour.
@@ -286,11 +337,14 @@ mod tests {
             ("do = \"stats\"\nvalues = { many = 1 }", "`many`"),
             ("do = \"wait\"\ntime = \"soon\"", "`soon`"),
             ("do = \"poll\"\nclaims = 1", "`claims`"),
+            ("do = \"report\"\nranges = [[5, 1], [5, 1]]", "range start"),
         ] {
             let text = format!("about = \"x\"\n[[step]]\n{step}\n");
             let error = Script::parse(&text).expect_err(step).to_string();
             assert!(error.contains(part), "{error}");
         }
+        let error = Script::parse("about = \"x\"\nprotocol = \"lists\"\n").expect_err("a typo");
+        assert!(error.to_string().contains("page-lists"), "{error}");
         let error = behaviour("greddy").expect_err("a typo");
         assert!(error.contains("did you mean `greedy`?"), "{error}");
     }

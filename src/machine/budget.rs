@@ -133,6 +133,7 @@ mod tests {
         Machine {
             total: Some(Bytes::from_mib(total)),
             limit: limit.map(|limit| (Bytes::from_mib(limit), PathBuf::from("/sys/fs/cgroup/a"))),
+            ..Machine::default()
         }
     }
 

@@ -32,6 +32,14 @@ impl Version {
         }
     }
 
+    /// The file with the memory that is used now.
+    const fn used(self) -> &'static str {
+        match self {
+            Self::One => "memory.usage_in_bytes",
+            Self::Two => "memory.current",
+        }
+    }
+
     /// The file with the most memory that was used at one time.
     #[must_use]
     pub const fn peak(self) -> &'static str {
@@ -120,6 +128,14 @@ impl Group {
         let of = |dir| files.clone().filter_map(move |file| limit(dir, file));
         // The limits of all groups above bind too, and the lowest of them is met first.
         self.up().flat_map(of).min()
+    }
+}
+
+impl Group {
+    /// What `dir` uses, which is this group or one that it is in.
+    pub(super) fn used(&self, root: &Path, dir: &Path) -> Option<Bytes> {
+        let text = fs::read_to_string(below(root, dir).join(self.version.used())).ok()?;
+        text.trim().parse().ok().map(Bytes)
     }
 }
 

@@ -12,6 +12,7 @@
 //! Everything is read from files below a directory, `/` but in tests.
 
 mod budget;
+mod descent;
 mod group;
 mod pressure;
 
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use crate::units::Bytes;
 
 pub use budget::{BudgetChoice, BudgetError, Unbounded, overhead};
+pub use descent::{Descent, is_near};
 pub use group::{Group, Version};
 pub use pressure::{Level, Pressure};
 
@@ -31,6 +33,8 @@ pub struct Machine {
     pub total: Option<Bytes>,
     /// The least limit of this process's cgroups that is below that, and the cgroup that has it.
     pub limit: Option<(Bytes, PathBuf)>,
+    /// What that cgroup uses, where it is known.
+    pub used: Option<Bytes>,
 }
 
 impl Machine {
@@ -40,13 +44,25 @@ impl Machine {
         let meminfo = fs::read_to_string(root.join("proc/meminfo")).unwrap_or_default();
         let total = total(&meminfo);
         let groups = Group::own(root);
-        let limits = groups.iter().filter_map(|group| group.limit(root));
+        let limits = groups
+            .iter()
+            .filter_map(|group| Some((group.limit(root)?, group)));
         // Version 1 says that a group has no limit by one that no machine reaches.
-        let binds = |(limit, _): &(Bytes, PathBuf)| total.is_none_or(|total| *limit < total);
+        let binds = |limit: Bytes| total.is_none_or(|total| limit < total);
+        let least = limits.min_by_key(|((limit, _), _)| *limit);
+        let least = least.filter(|((limit, _), _)| binds(*limit));
         Self {
             total,
-            limit: limits.min().filter(binds),
+            used: (least.as_ref()).and_then(|((_, dir), group)| group.used(root, dir)),
+            limit: least.map(|(limit, _)| limit),
         }
+    }
+
+    /// Whether so little of the limit is left that the kernel may act at any moment.
+    #[must_use]
+    pub fn is_near_limit(&self) -> bool {
+        let limit = self.limit.as_ref().map(|(limit, _)| *limit);
+        (self.used.zip(limit)).is_some_and(|(used, limit)| is_near(used, limit))
     }
 
     /// The memory that this process may use at most, where that is known.
@@ -146,6 +162,29 @@ mod tests {
         let why = machine.objection(Bytes::from_mib(1025)).expect("too large");
         assert_eq!(why, "the daemon's cgroup /sys/fs/cgroup/a allows 1.00 GiB");
         assert_eq!(machine.memory(), Some(Bytes::from_mib(1024)));
+    }
+
+    #[test]
+    fn group_with_the_least_limit_says_what_it_uses() {
+        let of = |used| {
+            let files = [
+                ("sys/fs/cgroup/a/memory.max", "1073741824\n"),
+                ("sys/fs/cgroup/a/memory.current", used),
+                ("sys/fs/cgroup/a/b/memory.current", "1\n"),
+            ];
+            machine("0::/a/b\n", V2, &files)
+        };
+        assert_eq!(of("4096\n").used, Some(Bytes(4096)));
+        assert!(!of("4096\n").is_near_limit());
+        assert!(of("1073000000\n").is_near_limit());
+        let file = "sys/fs/cgroup/memory/memory.limit_in_bytes";
+        let used = "sys/fs/cgroup/memory/memory.usage_in_bytes";
+        let one = machine(
+            "2:memory:/docker/a\n",
+            V1,
+            &[(file, "4096"), (used, "4000")],
+        );
+        assert_eq!(one.used, Some(Bytes(4000)));
     }
 
     #[test]

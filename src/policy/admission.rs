@@ -71,10 +71,11 @@ pub enum Refusal {
     #[error(
         "reservation {reservation} and overhead {overhead} exceed the unreserved {unreserved}: \
          of the budget of {budget}, {reserved} is reserved, {metadata} is metadata and {kept_free} \
-         stays free",
+         stays free{share_reserve}",
         reservation = .reservation.bytes(), overhead = .overhead.bytes(),
         unreserved = .unreserved.bytes(), budget = .budget.bytes(), reserved = .reserved.bytes(),
-        metadata = .metadata.bytes(), kept_free = .kept_free.bytes()
+        metadata = .metadata.bytes(), kept_free = .kept_free.bytes(),
+        share_reserve = for_shared_pages(*.share_reserve)
     )]
     Unreserved {
         /// The reservation asked for.
@@ -91,6 +92,8 @@ pub enum Refusal {
         metadata: Pages,
         /// The free pages that targets aim for.
         kept_free: Pages,
+        /// Those of them that are for shared pages that are written.
+        share_reserve: Pages,
     },
     /// It asks for more than a resource pool around it has left.
     #[error(
@@ -166,6 +169,9 @@ pub struct Promises {
     pub metadata: Pages,
     /// What targets leave free, and not only `minFree`: otherwise reservations could not be met without being short.
     pub kept_free: Pages,
+    /// What of that is for shared pages that are written. It changes with what sharing saves, and is no promise: what
+    /// was promised before holds, and may take it.
+    pub share_reserve: Pages,
     /// What is left for more reservations.
     pub unreserved: Pages,
 }
@@ -208,7 +214,8 @@ impl Ledger {
             own.or(limit)
         });
         let (reserved, metadata) = (promised[ROOT], host.overhead());
-        let kept_free = Thresholds::of(host.budget, config).aim;
+        let thresholds = Thresholds::of_host(host, config);
+        let (kept_free, share_reserve) = (thresholds.aim, thresholds.share_reserve);
         let names = host.resource_pools.iter().map(|pool| pool.name.clone());
         Self {
             names: names.collect(),
@@ -219,6 +226,7 @@ impl Ledger {
                 reserved,
                 metadata,
                 kept_free,
+                share_reserve,
                 unreserved: (host.budget).saturating_sub(total([reserved, metadata, kept_free])),
             },
         }
@@ -319,6 +327,7 @@ impl Ledger {
             reserved,
             metadata,
             kept_free,
+            share_reserve,
             unreserved,
         } = self.host;
         Err(Refusal::Unreserved {
@@ -329,8 +338,20 @@ impl Ledger {
             reserved,
             metadata,
             kept_free,
+            share_reserve,
         })
     }
+}
+
+/// What of the memory that stays free is the share reserve, in words; nothing if there is none.
+fn for_shared_pages(reserve: Pages) -> String {
+    if reserve == Pages(0) {
+        return String::new();
+    }
+    format!(
+        ", {} of that for shared pages that are written (Memvisor.ShareReserve)",
+        reserve.bytes()
+    )
 }
 
 /// Whether a VM can be started on this host.

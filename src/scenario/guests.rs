@@ -1,43 +1,114 @@
 //! The guests of a scenario.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use super::pools::{Pools, check_pool};
 use super::read::Time;
 use crate::launch::guests::{guest_table, length_here};
-use crate::settings::{Memory, Reading, Scalar, VmPatch, VmSettings};
+use crate::settings::{Keys, Memory, Reading, VM_KEYS, VmKey, VmPatch, VmSettings};
 use crate::units::Bytes;
 
 /// What stands in a workload for the directory of the scenario's files.
 const FILES: &str = "{files}";
 
-/// A table `[[guest]]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", expecting = "a table")]
+/// A table `[[guest]]`: keys of its own, and settings of a VM by either of their names.
+#[derive(Clone, Debug)]
 pub(super) struct WrittenGuest {
     name: Spanned<String>,
     memory: Spanned<Memory>,
     workloads: Spanned<Vec<String>>,
     count: Option<Spanned<usize>>,
     seed: Option<u64>,
-    #[serde(default)]
     alike: bool,
     start: Option<Spanned<Time>>,
     until: Option<Spanned<Time>>,
     agent: Option<bool>,
     inline: Option<bool>,
-    shares: Option<Spanned<Scalar>>,
-    reservation: Option<Spanned<Scalar>>,
-    limit: Option<Spanned<Scalar>>,
-    pool: Option<Spanned<Scalar>>,
-    balloon_max: Option<Spanned<Scalar>>,
-    sharing: Option<Spanned<Scalar>>,
-    salt: Option<Spanned<Scalar>>,
+    settings: Keys,
+}
+
+/// What a guest can be set to: all that a VM can but the place of its swap file, which can only be changed later.
+fn settings() -> impl Iterator<Item = &'static VmKey> {
+    VM_KEYS.iter().filter(|key| key.name != "swap-dir")
+}
+
+/// The setting that is called so.
+pub(super) fn setting(name: &str) -> Option<&'static VmKey> {
+    settings().find(|key| key.is(name))
+}
+
+/// Declares how a table is read: its own keys, those that are needed first.
+macro_rules! own_keys {
+    (needed: $($needed:ident),+; others: $($other:ident = $default:expr),+;) => {
+        const OWN: &[&str] = &[$(stringify!($needed)),+, $(stringify!($other)),+];
+
+        impl<'de> Visitor<'de> for Table {
+            type Value = WrittenGuest;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WrittenGuest, A::Error> {
+                $(let mut $needed = None;)+
+                $(let mut $other = $default;)+
+                let mut settings = Keys::new();
+                while let Some(GuestKey(key)) = map.next_key()? {
+                    match key.as_str() {
+                        $(stringify!($needed) => $needed = Some(map.next_value()?),)+
+                        $(stringify!($other) => $other = map.next_value()?,)+
+                        _ => {
+                            settings.insert(key, map.next_value()?);
+                        }
+                    }
+                }
+                Ok(WrittenGuest {
+                    $($needed: $needed.ok_or_else(|| de::Error::missing_field(stringify!($needed)))?,)+
+                    $($other,)+
+                    settings,
+                })
+            }
+        }
+    };
+}
+
+own_keys! {
+    needed: name, memory, workloads;
+    others: count = None, seed = None, alike = false, start = None, until = None, agent = None, inline = None;
+}
+
+struct Table;
+
+/// A key that a table may have.
+struct GuestKey(String);
+
+impl<'de> Deserialize<'de> for GuestKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        static ALL: LazyLock<Vec<&str>> = LazyLock::new(|| {
+            let settings = settings().flat_map(|key| [key.name, key.esx]);
+            OWN.iter().copied().chain(settings).collect()
+        });
+        let key = String::deserialize(deserializer)?;
+        if OWN.contains(&key.as_str()) || setting(&key).is_some() {
+            return Ok(Self(key));
+        }
+        Err(de::Error::unknown_field(&key, &ALL))
+    }
+}
+
+impl<'de> Deserialize<'de> for WrittenGuest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Table)
+    }
 }
 
 /// A guest.
@@ -61,6 +132,15 @@ pub struct Guest {
     pub start: Option<Duration>,
     /// When it ends; `None`: with the run, or by a change.
     pub until: Option<Duration>,
+}
+
+impl WrittenGuest {
+    /// Where the setting of this short name stands.
+    fn place(&self, name: &str) -> Option<Range<usize>> {
+        let mut settings = self.settings.iter();
+        let found = settings.find(|(key, _)| setting(key).is_some_and(|key| key.name == name));
+        found.map(|(_, value)| value.span())
+    }
 }
 
 impl Guest {
@@ -103,10 +183,10 @@ impl Reading {
         for group in groups {
             let table = group.table;
             let patch = self.patch(table, group.memory);
-            if let Some((name, written)) = patch.pool.as_ref().zip(table.pool.as_ref())
+            if let Some(name) = &patch.pool
                 && let Err(wrong) = check_pool(name, pools)
             {
-                self.wrong(written.span(), &format!("pool: {wrong}"));
+                self.wrong(table.place("pool"), &format!("pool: {wrong}"));
             }
             let (start, until) = self.life(table, duration);
             let first = group.members.first().map(|(_, seed)| *seed);
@@ -129,28 +209,13 @@ impl Reading {
     /// The settings of a guest of this size.
     fn patch(&mut self, written: &WrittenGuest, memory: Bytes) -> VmPatch {
         let mut patch = VmPatch::default();
-        let given = [
-            ("shares", &written.shares),
-            ("reservation", &written.reservation),
-            ("limit", &written.limit),
-            ("pool", &written.pool),
-            ("balloon-max", &written.balloon_max),
-            ("sharing", &written.sharing),
-            ("salt", &written.salt),
-        ];
-        let given = given
-            .iter()
-            .filter_map(|(key, value)| Some((*key, value.as_ref()?)));
-        for (key, value) in given.clone() {
+        for (key, value) in &written.settings {
             if let Err(error) = patch.put(key, &value.get_ref().to_string()) {
                 self.wrong(value.span(), &error.in_full());
             }
         }
         if let Err(error) = patch.apply(&VmSettings::default(), memory.pages()) {
-            let at = given
-                .clone()
-                .find(|(key, _)| error.key() == Some(key))
-                .map(|(_, value)| value.span());
+            let at = error.key().and_then(|key| written.place(key));
             self.wrong(at, &error.in_full());
         }
         patch

@@ -173,15 +173,17 @@ fn prepare(reading: &mut Reading, root: &mut DeTable<'_>) {
             continue;
         }
         number(value);
+        let is_guest = key.get_ref() == "guest";
         if let DeValue::Table(tables) = value {
-            // What a change sets has dots in its names.
+            // What a guest has and what a change sets has dots in its names.
             let tables = tables
                 .iter_mut()
                 .filter_map(|(_, table)| match table.get_mut() {
-                    DeValue::Table(table) => table.get_mut("set"),
+                    guest if is_guest => Some(guest),
+                    DeValue::Table(table) => table.get_mut("set").map(Spanned::get_mut),
                     _ => None,
                 });
-            tables.for_each(|set| reading.flatten(set.get_mut()));
+            tables.for_each(|table| reading.flatten(table));
         }
     }
 }

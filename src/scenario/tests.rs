@@ -11,6 +11,7 @@ use super::guests::WrittenGuest;
 use super::promises;
 use super::read::{Written, parse};
 use super::said::{OPERATIONS, P50, P99};
+use crate::settings::VM_KEYS;
 
 const DOCUMENT: &str = include_str!("../../docs/scenarios.md");
 
@@ -45,7 +46,10 @@ fn document_has_each_key_and_no_other() {
         assert!(keys.remove("variants"));
         keys
     });
-    assert_eq!(keys::<WrittenGuest>(), documented("### Guests"));
+    let mut guest = keys::<WrittenGuest>();
+    // By ESX's name too, which the table of settings has.
+    guest.retain(|key| VM_KEYS.iter().all(|setting| setting.esx != key));
+    assert_eq!(guest, documented("### Guests"));
     assert_eq!(keys::<WrittenChange>(), documented("### Changes"));
     let mut expect = documented("### Expectations");
     for series in [OPERATIONS, P50, P99] {

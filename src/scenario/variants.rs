@@ -9,8 +9,9 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::guests::setting;
 use super::matches;
-use crate::settings::{Key, Reading, shown};
+use crate::settings::{Key, Reading, VM_KEYS, shown};
 
 /// The most combinations: each is run by itself.
 const VARIANTS_MAX: usize = 64;
@@ -266,7 +267,15 @@ impl<'a> Put<'a> {
 
     /// Puts the value into the tables of the guests that a path begins with.
     fn put_guests(&self, root: &mut DeTable<'a>, path: &str) -> Result<(), String> {
-        let (pattern, key) = path.rsplit_once('.').unwrap_or((path, ""));
+        // ESX's names have dots themselves.
+        let esx = VM_KEYS.iter().find_map(|key| {
+            let at = path.len().checked_sub(key.esx.len())?;
+            let (before, name) = path.split_at_checked(at)?;
+            let pattern = before.strip_suffix('.')?;
+            key.is(name).then_some((pattern, name))
+        });
+        let split = esx.or_else(|| path.rsplit_once('.'));
+        let (pattern, key) = split.unwrap_or((path, ""));
         let mut found = false;
         let guests = table_at(root, "guest")
             .into_iter()
@@ -277,6 +286,14 @@ impl<'a> Put<'a> {
             };
             let name = guest.get("name").and_then(|name| name.get_ref().as_str());
             if name.is_some_and(|name| matches(pattern, name)) {
+                // It may be there by its other name.
+                if let Some(setting) = setting(key) {
+                    let same = guest.keys().map(|key| key.get_ref().to_string());
+                    let same: Vec<_> = same.filter(|key| setting.is(key)).collect();
+                    for key in same {
+                        guest.remove(key.as_str());
+                    }
+                }
                 self.put(guest, key);
                 found = true;
             }

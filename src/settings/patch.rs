@@ -62,8 +62,7 @@ impl VmPatch {
 
     /// The setting of a name, of which the patch says nothing yet.
     fn first(&self, key: &str) -> Result<&'static VmKey, VmSettingsError> {
-        let is = |name: &str| name.eq_ignore_ascii_case(key);
-        let found = VM_KEYS.iter().find(|known| is(known.name) || is(known.esx));
+        let found = VM_KEYS.iter().find(|known| known.is(key));
         let known = found.ok_or_else(|| VmSettingsError::Unknown {
             key: shown(key),
             nearest: nearest(key, VM_KEYS.iter().flat_map(|key| [key.name, key.esx])),

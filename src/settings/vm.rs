@@ -45,6 +45,14 @@ pub struct VmKey {
     pub(super) is_in: fn(&VmPatch) -> bool,
 }
 
+impl VmKey {
+    /// Whether it has this name, of which the case does not matter.
+    #[must_use]
+    pub const fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name) || self.esx.eq_ignore_ascii_case(name)
+    }
+}
+
 /// Declares the settings of a VM. An entry is
 ///
 /// ```text

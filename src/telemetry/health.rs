@@ -80,64 +80,157 @@ impl Health {
     /// How a VM is, by the other numbers of its status.
     #[must_use]
     pub fn of_vm(vm: &VmStatus) -> Self {
-        let fine = "nothing of it is ballooned, compressed or swapped, and it waits for nothing";
-        // Those that hurt most come first: of equal readings the first one is told.
-        let subjects = [
-            blocked(vm),
-            waiting(&vm.rates),
-            swap(vm),
-            compression(vm),
-            balloon(vm),
-            guest(&vm.rates),
-        ];
-        worst(subjects, fine)
+        match worst(
+            SUBJECTS
+                .iter()
+                .map(|subject| ((subject.reading)(vm), subject)),
+        ) {
+            Some((reading, subject)) => Self::new(reading, (subject.why)(vm)),
+            None => Self::new(
+                Reading::Awesome,
+                "nothing of it is ballooned, compressed or swapped, and it waits for nothing"
+                    .to_owned(),
+            ),
+        }
     }
 
     /// How a host is, by its free state and by the health of its VMs.
     #[must_use]
     pub fn of_host(host: &HostStatus) -> Self {
-        let fine = "enough memory is free, and all VMs are awesome";
         let state = match host.free_state {
             FreeState::High => Reading::Awesome,
             FreeState::Clear => Reading::Good,
             FreeState::Soft => Reading::Hmm,
             FreeState::Hard | FreeState::Low => Reading::Oops,
         };
-        let free = host.free_pages.bytes();
-        let why = format!("the state is {}: {free} is free", host.free_state);
-        let vms = host.vms.iter().map(|vm| {
-            let why = format!("VM {}: {}", vm.name, vm.health.why);
-            Self::new(vm.health.reading, why)
-        });
-        worst(std::iter::once(Self::new(state, why)).chain(vms), fine)
+        let vms = host.vms.iter().map(|vm| (vm.health.reading, Some(vm)));
+        match worst(std::iter::once((state, None)).chain(vms)) {
+            Some((reading, None)) => {
+                let free = host.free_pages.bytes();
+                Self::new(
+                    reading,
+                    format!("the state is {}: {free} is free", host.free_state),
+                )
+            }
+            Some((reading, Some(vm))) => {
+                Self::new(reading, format!("VM {}: {}", vm.name, vm.health.why))
+            }
+            None => Self::new(
+                Reading::Awesome,
+                "enough memory is free, and all VMs are awesome".to_owned(),
+            ),
+        }
     }
 }
 
-/// The first of the worst; `fine` where all are awesome.
-fn worst(subjects: impl IntoIterator<Item = Health>, fine: &str) -> Health {
-    let awesome = Health::new(Reading::Awesome, fine.to_owned());
-    subjects.into_iter().fold(awesome, |worst, next| {
-        if next.reading > worst.reading {
-            next
-        } else {
-            worst
-        }
+/// The first of the worst; `None` where all are awesome.
+fn worst<T>(subjects: impl Iterator<Item = (Reading, T)>) -> Option<(Reading, T)> {
+    subjects.fold(None, |worst, next| {
+        let least = worst.as_ref().map_or(Reading::Awesome, |(worst, _)| *worst);
+        if next.0 > least { Some(next) } else { worst }
     })
 }
 
-/// What stops a VM's execution is the article's worst case.
-fn blocked(vm: &VmStatus) -> Health {
-    let reading = if vm.blocked {
-        Reading::Oops
-    } else {
-        Reading::Awesome
-    };
-    let why = "it must wait with its next page of memory until it is at its target";
-    Health::new(reading, why.to_owned())
+/// What a VM is read by. The words are apart, because only those of the worst subject are ever read.
+struct Subject {
+    reading: fn(&VmStatus) -> Reading,
+    why: fn(&VmStatus) -> String,
 }
 
-/// Threads that wait for what was taken from the VM, or for a free page.
-fn waiting(rates: &VmRates) -> Health {
+/// Those that hurt most come first: of equal readings the first one is told.
+const SUBJECTS: [Subject; 6] = [
+    // What stops a VM's execution is the article's worst case.
+    Subject {
+        reading: |vm| {
+            if vm.blocked {
+                Reading::Oops
+            } else {
+                Reading::Awesome
+            }
+        },
+        why: |_| "it must wait with its next page of memory until it is at its target".to_owned(),
+    },
+    Subject {
+        reading: |vm| match waited_ms(&vm.rates) {
+            ms if ms >= WAIT_OOPS_MS => Reading::Oops,
+            ms if ms >= WAIT_HMM_MS => Reading::Hmm,
+            ms if ms > 0.0 => Reading::Good,
+            _ => Reading::Awesome,
+        },
+        why: |vm| {
+            let waited = waited_ms(&vm.rates);
+            format!("it waits {waited:.1} ms/s for memory that was taken or is not free")
+        },
+    },
+    // Pages in a swap file may be history; traffic is pressure now.
+    Subject {
+        reading: |vm| match swaps(&vm.rates) {
+            true => Reading::Hmm,
+            false if vm.homes.swapped_pages.0 > 0 => Reading::Good,
+            false => Reading::Awesome,
+        },
+        why: |vm| {
+            let rate = |bytes: f64| bytes / 1024.0;
+            let read = rate(vm.rates.swap_in_bytes_per_s);
+            let written = rate(vm.rates.swap_out_bytes_per_s);
+            if swaps(&vm.rates) {
+                return format!("the host swaps: {read:.1} KiB/s in, {written:.1} KiB/s out");
+            }
+            let swapped = vm.homes.swapped_pages.bytes();
+            format!("{swapped} of it is swapped since earlier, and nothing moves")
+        },
+    },
+    Subject {
+        reading: |vm| {
+            let compressed = vm.homes.compressed_pages.0;
+            let moved = vm.rates.zip_bytes_per_s > 0.0 || vm.rates.unzip_bytes_per_s > 0.0;
+            if is_part(compressed, COMPRESSED_HMM_PERCENT, vm.configured_pages.0) {
+                Reading::Hmm
+            } else if compressed > 0 || moved {
+                Reading::Good
+            } else {
+                Reading::Awesome
+            }
+        },
+        why: |vm| {
+            let compressed = vm.homes.compressed_pages.bytes();
+            let size = vm.configured_pages.bytes();
+            format!("{compressed} of its {size} is compressed")
+        },
+    },
+    Subject {
+        reading: |vm| {
+            let held = vm.homes.ballooned_pages.0;
+            if is_part(held, BALLOON_HMM_PERCENT, vm.balloon.max_pages.0) {
+                Reading::Hmm
+            } else if held > 0 {
+                Reading::Good
+            } else {
+                Reading::Awesome
+            }
+        },
+        why: |vm| {
+            let held = vm.homes.ballooned_pages.bytes();
+            let max = vm.balloon.max_pages.bytes();
+            format!("its balloon holds {held} of at most {max}")
+        },
+    },
+    // A guest that pages by itself: the balloon, or its own size, is too much for it.
+    Subject {
+        reading: |vm| match vm.rates.stalls.guest_swap_ms_per_s {
+            ms if ms >= WAIT_HMM_MS => Reading::Hmm,
+            ms if ms > 0.0 => Reading::Good,
+            _ => Reading::Awesome,
+        },
+        why: |vm| {
+            let waited = vm.rates.stalls.guest_swap_ms_per_s;
+            format!("its guest pages, and waits {waited:.1} ms/s for its own swap disk")
+        },
+    },
+];
+
+/// For how long a VM waits in a second, at most, for what was taken from it, or for a free page.
+fn waited_ms(rates: &VmRates) -> f64 {
     let stalls = &rates.stalls;
     let threads = stalls.refill_zip_ms_per_s
         + stalls.refill_swap_ms_per_s
@@ -145,87 +238,12 @@ fn waiting(rates: &VmRates) -> Health {
         + stalls.memory_ms_per_s;
     // Threads are added up. How long at least one of them waited is not known by cause, but it is at most the time
     // in which at least one stood still for any cause.
-    let waited = threads.min(rates.stalled_percent * 10.0);
-    let reading = match waited {
-        ms if ms >= WAIT_OOPS_MS => Reading::Oops,
-        ms if ms >= WAIT_HMM_MS => Reading::Hmm,
-        ms if ms > 0.0 => Reading::Good,
-        _ => Reading::Awesome,
-    };
-    let why = format!("it waits {waited:.1} ms/s for memory that was taken or is not free");
-    Health::new(reading, why)
+    threads.min(rates.stalled_percent * 10.0)
 }
 
-/// Pages in a swap file may be history; traffic is pressure now.
-fn swap(vm: &VmStatus) -> Health {
-    let (r, w) = (vm.rates.swap_in_bytes_per_s, vm.rates.swap_out_bytes_per_s);
-    if r > 0.0 || w > 0.0 {
-        let why = format!(
-            "the host swaps: {:.1} KiB/s in, {:.1} KiB/s out",
-            r / 1024.0,
-            w / 1024.0
-        );
-        return Health::new(Reading::Hmm, why);
-    }
-    let swapped = vm.homes.swapped_pages;
-    let reading = if swapped.0 > 0 {
-        Reading::Good
-    } else {
-        Reading::Awesome
-    };
-    let why = format!(
-        "{} of it is swapped since earlier, and nothing moves",
-        swapped.bytes()
-    );
-    Health::new(reading, why)
-}
-
-fn compression(vm: &VmStatus) -> Health {
-    let compressed = vm.homes.compressed_pages;
-    let moved = vm.rates.zip_bytes_per_s > 0.0 || vm.rates.unzip_bytes_per_s > 0.0;
-    let reading = if is_part(compressed.0, COMPRESSED_HMM_PERCENT, vm.configured_pages.0) {
-        Reading::Hmm
-    } else if compressed.0 > 0 || moved {
-        Reading::Good
-    } else {
-        Reading::Awesome
-    };
-    let size = vm.configured_pages.bytes();
-    Health::new(
-        reading,
-        format!("{} of its {size} is compressed", compressed.bytes()),
-    )
-}
-
-fn balloon(vm: &VmStatus) -> Health {
-    let (held, max) = (vm.homes.ballooned_pages, vm.balloon.max_pages);
-    let reading = if is_part(held.0, BALLOON_HMM_PERCENT, max.0) {
-        Reading::Hmm
-    } else if held.0 > 0 {
-        Reading::Good
-    } else {
-        Reading::Awesome
-    };
-    let why = format!(
-        "its balloon holds {} of at most {}",
-        held.bytes(),
-        max.bytes()
-    );
-    Health::new(reading, why)
-}
-
-/// A guest that pages by itself: the balloon, or its own size, is too much for it.
-fn guest(rates: &VmRates) -> Health {
-    let waited = rates.stalls.guest_swap_ms_per_s;
-    let reading = match waited {
-        ms if ms >= WAIT_HMM_MS => Reading::Hmm,
-        ms if ms > 0.0 => Reading::Good,
-        _ => Reading::Awesome,
-    };
-    Health::new(
-        reading,
-        format!("its guest pages, and waits {waited:.1} ms/s for its own swap disk"),
-    )
+/// Whether pages move to or from the swap file.
+fn swaps(rates: &VmRates) -> bool {
+    rates.swap_in_bytes_per_s > 0.0 || rates.swap_out_bytes_per_s > 0.0
 }
 
 /// Whether `pages` are some, and at least `percent` of `whole`.

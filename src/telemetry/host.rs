@@ -141,7 +141,7 @@ impl Totals {
     }
 }
 
-/// The machine that the host runs on, as far as memory goes.
+/// The machine that the host runs on, as far as memory goes, by a look that is a second old at most.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MachineStatus {

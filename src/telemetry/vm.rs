@@ -363,8 +363,8 @@ pub struct VmStatus {
     pub credit_pages: Pages,
     /// Pages of its RAM file as the kernel counts them; equals `homes.resident_pages` when idle.
     pub kernel_pages: Pages,
-    /// What the guest's process takes beside its RAM: its heap and stacks, and the kernel's page tables for it. The budget
-    /// does not count it. `null` where the kernel does not tell.
+    /// What the guest's process takes beside its RAM: its heap and stacks, and the kernel's page tables for it, looked at
+    /// every five seconds. The budget does not count it. `null` where the kernel does not tell, and before the first look.
     pub process_bytes: Option<Bytes>,
     /// The resource pool that it is in.
     pub pool: String,

@@ -8,6 +8,7 @@
 //! The first line fixes the columns, so it fixes the VMs: a VM that ends leaves its cells empty, and one that starts
 //! later has none. Writing another first line in the middle would serve only readers that expect it.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use super::fields::{HOST, VM};
@@ -24,6 +25,8 @@ pub(super) struct Batch<W: Write> {
     out: csv::Writer<W>,
     /// The VMs that have columns.
     vms: Vec<u32>,
+    /// The text of the cell that is being written.
+    cell: String,
     /// The latest VM without columns that was told of.
     told: Option<u32>,
 }
@@ -51,6 +54,7 @@ impl<W: Write> Batch<W> {
         Ok(Self {
             out,
             vms: first.vms.iter().map(|vm| vm.id).collect(),
+            cell: String::new(),
             told: None,
         })
     }
@@ -60,15 +64,22 @@ impl<W: Write> Batch<W> {
     /// # Errors
     /// What the output says.
     pub(super) fn add(&mut self, sample: &Sample) -> io::Result<Vec<String>> {
-        let mut cells = vec![sample.at.strftime(TIME).to_string()];
-        cells.extend(sample.host.iter().map(cell));
-        for id in &self.vms {
-            match sample.vm(*id) {
-                Some(vm) => cells.extend(vm.numbers.iter().map(cell)),
-                None => cells.extend(VM.iter().map(|_| String::new())),
+        let time = sample.at.strftime(TIME).to_string();
+        self.out.write_field(time).map_err(plain_io)?;
+        sample
+            .host
+            .iter()
+            .try_for_each(|number| self.write(*number))?;
+        for at in 0..self.vms.len() {
+            match sample.vm(self.vms[at]) {
+                Some(vm) => vm
+                    .numbers
+                    .iter()
+                    .try_for_each(|number| self.write(*number))?,
+                None => VM.iter().try_for_each(|_| self.write(None))?,
             }
         }
-        self.out.write_record(&cells).map_err(plain_io)?;
+        self.out.write_record(None::<&[u8]>).map_err(plain_io)?;
         self.out.flush()?;
         let is_new = |id: u32| !self.vms.contains(&id) && self.told.is_none_or(|told| id > told);
         // Numbers of VMs only grow.
@@ -76,10 +87,16 @@ impl<W: Write> Batch<W> {
         self.told = new.iter().map(|vm| vm.id).max().or(self.told);
         Ok(new.iter().map(|vm| vm.name.clone()).collect())
     }
-}
 
-fn cell(number: &Option<f64>) -> String {
-    number.map_or_else(String::new, |number| number.to_string())
+    /// Writes a cell.
+    fn write(&mut self, number: Option<f64>) -> io::Result<()> {
+        self.cell.clear();
+        if let Some(number) = number {
+            // A text takes what it is given.
+            let _ = write!(self.cell, "{number}");
+        }
+        self.out.write_field(&self.cell).map_err(plain_io)
+    }
 }
 
 /// What the output said, such as that the reader went away.

@@ -33,9 +33,10 @@ fn fields(table: &[Field], place: &str) -> String {
             " *"
         };
         let shown = if place.is_empty() { "" } else { shown };
-        let path = |path: &&str| match path.strip_prefix("rates.") {
-            Some(rate) => format!("rate `{rate}`"),
-            None => format!("`{place}{path}`"),
+        let path = |path: &&[&str]| match path {
+            ["rates", rate @ ..] => format!("rate `{}`", rate.join(".")),
+            [_, path @ ..] => format!("`{place}{}`", path.join(".")),
+            [] => String::new(),
         };
         let paths: Vec<_> = field.paths.iter().map(path).collect();
         let unit = match field.unit.name() {

@@ -125,6 +125,17 @@ const MORE: &[NumberLine] = &[
     ),
 ];
 
+/// Shown where the kernel measures it.
+const PRESSURE: NumberLine = line(
+    "PSI      %",
+    &[
+        place(HOST, "some"),
+        place(HOST, "some 1m"),
+        place(HOST, "full"),
+        place(HOST, "full 1m"),
+    ],
+);
+
 /// The lines, as many as the screen has room for.
 pub(super) fn lines(sample: &Sample, screen: Screen) -> Vec<Line<'static>> {
     let more = if screen.height.is_none_or(|height| height >= ALL_LINES_FROM) {
@@ -132,6 +143,8 @@ pub(super) fn lines(sample: &Sample, screen: Screen) -> Vec<Line<'static>> {
     } else {
         &[]
     };
+    let pressure = sample.host(PRESSURE.places[0]).filter(|_| !more.is_empty());
+    let more = more.iter().chain(pressure.map(|_| &PRESSURE));
     let numbers = ESXTOP.iter().chain(more).map(|line| line.draw(sample));
     let first = [title(sample, screen.width), health(sample)];
     first.into_iter().chain(numbers).collect()

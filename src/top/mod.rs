@@ -59,6 +59,7 @@ pub use terminal::Terminal;
 use self::batch::Batch;
 use self::config::Config;
 use self::feed::{Feed, Live, Replay};
+use self::fields::Shown as _;
 use self::program::full_screen;
 use self::sample::Sample;
 use self::view::View;
@@ -143,7 +144,7 @@ pub fn summary(status: &HostStatus) -> String {
     let savings = Savings::of(status);
     let mib = |pages: crate::units::Pages| {
         let unit = fields::Unit::Memory;
-        unit.write(unit.read(&pages.0.into()))
+        unit.write(pages.shown(unit))
     };
     format!(
         "{} VM{}, {} of {} MiB used, state {}; saved MiB: {} sharing, {} zero, {} compression, \

@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 
 use super::config::Config;
-use super::fields::{Unit, VM, place};
-use super::sample::{Numbers, Sample, VmSample};
+use super::fields::{Numbers, Unit, VM, place};
+use super::sample::{Sample, VmSample};
 use crate::telemetry::PoolStatus;
 
 /// A resource pool at one moment.

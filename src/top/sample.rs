@@ -4,16 +4,11 @@
 //! itself was, and both show the numbers of the status.
 
 use jiff::Timestamp;
-use serde::Serialize;
-use serde_json::Value;
 
-use super::fields::{Field, HOST, VM, place};
+use super::fields::{Numbers, VM, of_host, of_vm, place};
 use super::pools::{self, PoolSample};
 use crate::settings::ROOT_POOL;
 use crate::telemetry::{HostStatus, Rates};
-
-/// A number for each field of a table; `None` where there is none.
-pub(super) type Numbers = Vec<Option<f64>>;
 
 /// The host and its VMs at one moment.
 #[derive(Clone, PartialEq, Debug)]
@@ -60,14 +55,14 @@ impl Sample {
                     .filter(|pool| pool != ROOT_POOL)
                     .unwrap_or_default(),
                 // A VM that is new since the rates were taken has none but its own.
-                numbers: read(VM, vm, rates.vms.get(&vm.id).unwrap_or(&vm.rates)),
+                numbers: of_vm(vm, rates.vms.get(&vm.id).unwrap_or(&vm.rates)),
             })
             .collect();
         Self {
             at,
             source: plain(&format!("memvisor {} ({})", status.version, status.engine)),
             why: plain(&status.health.why),
-            host: read(HOST, status, &rates.total),
+            host: of_host(status, &rates.total),
             pools: pools::pools(&status.pools, &vms, plain),
             vms,
         }
@@ -110,14 +105,6 @@ pub(super) fn homes(numbers: &Numbers) -> [f64; 7] {
     PLACES.map(|place| numbers.get(place).copied().flatten().unwrap_or(0.0))
 }
 
-fn read(table: &[Field], status: &impl Serialize, rates: &impl Serialize) -> Numbers {
-    // The status is plain data; what cannot be written as JSON would have no numbers.
-    let [status, rates] = [serde_json::to_value(status), serde_json::to_value(rates)]
-        .map(|value| value.unwrap_or(Value::Null));
-    let numbers = table.iter().map(|field| field.read(&status, &rates));
-    numbers.collect()
-}
-
 /// Text from elsewhere without the characters that would command a terminal.
 fn plain(text: &str) -> String {
     text.replace(char::is_control, "?")
@@ -127,6 +114,7 @@ fn plain(text: &str) -> String {
 pub(super) mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::fields::HOST;
     use super::*;
     use crate::telemetry::{Homes, fixture, metrics};
 

@@ -5,10 +5,10 @@ use ratatui::text::{Line, Span};
 
 use super::bar;
 use super::config::{Config, HOMES};
-use super::fields::{Unit, VM, place};
+use super::fields::{Numbers, Unit, VM, place};
 use super::header::badness;
 use super::pools::{self, Row};
-use super::sample::{Numbers, Sample, VmSample, homes};
+use super::sample::{Sample, VmSample, homes};
 use super::words::fit;
 
 /// Width of the column of names.

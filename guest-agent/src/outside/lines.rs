@@ -13,10 +13,15 @@ pub(super) enum Ask {
     Unpin(Vec<GfnRun>),
     Total,
     Stats,
+    Free { from: Gfn, max: u32, fresh: bool },
+    PinFree(Vec<GfnRun>),
+    Dropped(Vec<GfnRun>),
+    Reclaim(u32),
 }
 
 /// What an [`Ask`] may be, for messages.
-const ASKS: &str = "pin N, pin N reclaim, unpin START+COUNT..., total or stats";
+const ASKS: &str = "pin N, pin N reclaim, pin START+COUNT..., unpin START+COUNT..., total, stats, free FROM N, \
+                    free FROM N fresh, dropped START+COUNT... or reclaim N";
 
 impl Ask {
     pub(super) fn line(&self) -> String {
@@ -28,6 +33,13 @@ impl Ask {
             Self::Unpin(runs) => format!("unpin{}\n", runs_text(runs)),
             Self::Total => "total\n".to_owned(),
             Self::Stats => "stats\n".to_owned(),
+            Self::Free { from, max, fresh } => {
+                let fresh = if *fresh { " fresh" } else { "" };
+                format!("free {} {max}{fresh}\n", from.0)
+            }
+            Self::PinFree(runs) => format!("pin{}\n", runs_text(runs)),
+            Self::Dropped(runs) => format!("dropped{}\n", runs_text(runs)),
+            Self::Reclaim(max) => format!("reclaim {max}\n"),
         }
     }
 }
@@ -43,6 +55,9 @@ impl FromStr for Ask {
             (text.parse::<u32>()).map_err(|_| format!("`{text}` is not a number of pages"))
         };
         match (first, rest.as_slice()) {
+            ("pin", runs) if runs.iter().any(|run| run.contains('+')) => {
+                Ok(Self::PinFree(parse_runs(runs)?))
+            }
             ("pin", [max]) => Ok(Self::Pin {
                 max: number(max)?,
                 reclaim: false,
@@ -54,6 +69,13 @@ impl FromStr for Ask {
             ("unpin", runs) => Ok(Self::Unpin(parse_runs(runs)?)),
             ("total", []) => Ok(Self::Total),
             ("stats", []) => Ok(Self::Stats),
+            ("free", [from, max, rest @ ..]) if matches!(rest, [] | ["fresh"]) => Ok(Self::Free {
+                from: Gfn(number(from)?),
+                max: number(max)?,
+                fresh: !rest.is_empty(),
+            }),
+            ("dropped", runs) => Ok(Self::Dropped(parse_runs(runs)?)),
+            ("reclaim", [max]) => Ok(Self::Reclaim(number(max)?)),
             _ => Err(format!("`{line}` is no request: {ASKS}")),
         }
     }
@@ -80,6 +102,24 @@ pub(super) fn parse_runs(words: &[&str]) -> Result<Vec<GfnRun>, String> {
     runs.collect()
 }
 
+/// Free pages, and before them the page at which to go on.
+pub(super) fn free_text(runs: &[GfnRun], next: Option<Gfn>) -> String {
+    let next = next.map_or_else(|| END.to_owned(), |next| next.0.to_string());
+    format!(" {next}{}", runs_text(runs))
+}
+
+/// What stands in place of the page at which to go on where none is left.
+const END: &str = "end";
+
+pub(super) fn parse_free(words: &[&str]) -> Option<(Vec<GfnRun>, Option<Gfn>)> {
+    let (next, runs) = words.split_first()?;
+    let next = match *next {
+        END => None,
+        next => Some(Gfn(next.parse().ok()?)),
+    };
+    Some((parse_runs(runs).ok()?, next))
+}
+
 pub(super) fn stats_text(stats: &[Stat]) -> String {
     stats.iter().fold(String::new(), |mut text, stat| {
         let _ = write!(text, " {}={}", stat.tag.0, stat.value);
@@ -103,10 +143,20 @@ mod tests {
     fn lines_are_read_back() {
         let runs = vec![GfnRun::new(Gfn(256), 4), GfnRun::new(Gfn(9), 1)];
         let pin = |reclaim| Ask::Pin { max: 7, reclaim };
+        let free = |fresh| Ask::Free {
+            from: Gfn(5),
+            max: 7,
+            fresh,
+        };
         for (ask, line) in [
             (pin(false), "pin 7\n"),
             (pin(true), "pin 7 reclaim\n"),
-            (Ask::Unpin(runs), "unpin 256+4 9+1\n"),
+            (Ask::PinFree(runs.clone()), "pin 256+4 9+1\n"),
+            (Ask::Dropped(runs.clone()), "dropped 256+4 9+1\n"),
+            (Ask::Unpin(runs.clone()), "unpin 256+4 9+1\n"),
+            (free(false), "free 5 7\n"),
+            (free(true), "free 5 7 fresh\n"),
+            (Ask::Reclaim(7), "reclaim 7\n"),
             (Ask::Total, "total\n"),
             (Ask::Stats, "stats\n"),
         ] {
@@ -115,6 +165,11 @@ mod tests {
         }
         let stats = vec![Stat::new(StatTag(4), 99)];
         assert_eq!(parse_stats(&[stats_text(&stats).trim()]), stats);
+        for (next, text) in [(Some(Gfn(260)), " 260 256+4 9+1"), (None, " end 256+4 9+1")] {
+            assert_eq!(free_text(&runs, next), text);
+            let words: Vec<&str> = text.split_whitespace().collect();
+            assert_eq!(parse_free(&words), Some((runs.clone(), next)));
+        }
     }
 
     #[test]
@@ -122,6 +177,9 @@ mod tests {
         for (line, part) in [
             ("pin many", "`many`"),
             ("pin 5 please", "pin N reclaim"),
+            ("pin 5+1 6", "`6`"),
+            ("free 5", "free FROM N"),
+            ("free 5 6 stale", "free FROM N fresh"),
             ("unpin 5", "256+4"),
             ("unpin 5+0", "`5+0`"),
             ("unpin 4294967295+2", "`4294967295+2`"),

@@ -14,9 +14,14 @@
 //! |---|---|
 //! | `pin N` | `ok` and up to N pages that nobody uses, as ` START+COUNT` for each run; fewer when it has no more |
 //! | `pin N reclaim` | the same, and the kernel may reclaim pages for it, which can take time |
+//! | `pin START+COUNT ...` | `ok` and those of these pages that nobody uses at this moment |
 //! | `unpin START+COUNT ...` | `ok`: the guest uses these pages again |
 //! | `total` | `ok` and the pages of RAM it has |
 //! | `stats` | `ok` and its statistics, as ` TAG=VALUE` for each, with the tags of `STATS` |
+//! | `free FROM N` | `ok`, the page at which to go on, or `end`, and up to N pages from FROM on that nobody uses |
+//! | `free FROM N fresh` | the same, without those that the host has dropped since they came free |
+//! | `dropped START+COUNT ...` | `ok`: the guest uses these free pages after others, because the host has dropped them |
+//! | `reclaim N` | `ok` and how many pages it has made free, up to N |
 //!
 //! Whatever is wrong is answered with `error` and the reason. Unasked the guest says `relief N` when it is short of
 //! memory, and it closes the pipe when the agent is to say `STOP` and end. Pages that are pinned when the program ends
@@ -24,6 +29,7 @@
 
 mod lines;
 mod pipe;
+mod shown;
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -35,9 +41,10 @@ use std::time::{Duration, Instant};
 
 use memvisor_wire::{Gfn, GfnRun, RunsExt, runs_of};
 
-use crate::balloon::{AgentSettings, PageSource};
-use lines::{Ask, runs_text, stats_text};
+use crate::balloon::{AgentSettings, FreePages, PageSource};
+use lines::{Ask, free_text, runs_text, stats_text};
 pub use pipe::{Pipe, Unasked};
+pub use shown::ShownPages;
 
 /// Where the program finds the path of the balloon socket.
 pub const SOCKET: &str = "MEMVISOR_BALLOON_SOCKET";
@@ -226,13 +233,8 @@ impl Shared {
 
     fn answer(&self, ask: Ask, source: &dyn PageSource) -> Result<String, String> {
         match ask {
-            Ask::Pin { max, reclaim } => {
-                let runs = source.allocate(max, reclaim);
-                let gfns = runs.iter().flat_map(|run| run.iter());
-                self.pinned().pages.extend(gfns.map(|gfn| gfn.0));
-                self.changed.notify_all();
-                Ok(runs_text(&runs))
-            }
+            Ask::Pin { max, reclaim } => Ok(self.lent(&source.allocate(max, reclaim))),
+            Ask::PinFree(runs) => Ok(self.lent(&free_pages(source)?.pin(&runs))),
             Ask::Unpin(runs) => {
                 let pinned = self.pinned();
                 let mut pages = runs.iter().flat_map(|run| run.iter());
@@ -245,7 +247,24 @@ impl Shared {
             }
             Ask::Total => Ok(format!(" {}", source.total_pages())),
             Ask::Stats => Ok(stats_text(&source.stats())),
+            Ask::Free { from, max, fresh } => {
+                let (runs, next) = free_pages(source)?.list(from, max, fresh);
+                Ok(free_text(&runs, next))
+            }
+            Ask::Dropped(runs) => {
+                free_pages(source)?.dropped(&runs);
+                Ok(String::new())
+            }
+            Ask::Reclaim(max) => Ok(format!(" {}", free_pages(source)?.reclaim(max))),
         }
+    }
+
+    /// Notes that the program has these pages; they as text.
+    fn lent(&self, runs: &[GfnRun]) -> String {
+        let gfns = runs.iter().flat_map(|run| run.iter());
+        self.pinned().pages.extend(gfns.map(|gfn| gfn.0));
+        self.changed.notify_all();
+        runs_text(runs)
     }
 
     fn unpin(&self, runs: &[GfnRun], source: &dyn PageSource) {
@@ -257,6 +276,12 @@ impl Shared {
         pinned.returned += runs.pages();
         self.changed.notify_all();
     }
+}
+
+/// The free pages of the guest.
+fn free_pages(source: &dyn PageSource) -> Result<&dyn FreePages, String> {
+    let free = source.free_pages();
+    free.ok_or_else(|| "this guest cannot list its free pages".to_owned())
 }
 
 #[cfg(test)]
@@ -344,6 +369,11 @@ mod tests {
             answer("unpin 5+2", "error no\n");
             answer("total", "ok 77\n");
             answer("stats", "ok 4=1 5=2\n");
+            answer("free 0 0", "ok end\n");
+            answer("free 3 9 fresh", "ok 12 5+2 9+1\n");
+            answer("pin 5+2 9+1", "ok 5+2\n");
+            answer("dropped 5+2", "ok\n");
+            answer("reclaim 4", "ok 3\n");
         });
         let (pipe, unasked) = Pipe::new(BufReader::new(theirs), ours).expect("a thread");
         let runs = [GfnRun::new(Gfn(5), 2), GfnRun::new(Gfn(9), 1)];
@@ -351,6 +381,11 @@ mod tests {
         pipe.release(&runs[..1]);
         assert_eq!(pipe.total_pages(), 77);
         assert_eq!(pipe.stats().len(), 2);
+        let free = pipe.free_pages().expect("it lists them");
+        assert_eq!(free.list(Gfn(3), 9, true), (runs.to_vec(), Some(Gfn(12))));
+        assert_eq!(free.pin(&runs), runs[..1]);
+        free.dropped(&runs[..1]);
+        assert_eq!(free.reclaim(4), 3);
         guest.join().expect("no panic");
         assert_eq!(unasked.recv(), Ok(Unasked::Relief(9)));
         assert_eq!(unasked.recv(), Ok(Unasked::Leave));

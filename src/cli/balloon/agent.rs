@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use memvisor_guest_agent::command::protocols;
 use memvisor_guest_agent::outside::{self, Pipe, Unasked};
+use memvisor_wire::balloon::Protocol;
 use memvisor_wire::signals::{ENDING, Event, Signals};
 
 use crate::cli::exit::{Exit, UsageError};
@@ -21,7 +23,7 @@ use crate::laboratory::dump;
 use crate::laboratory::memory::{Memory, SimulatedMemory};
 use crate::laboratory::peer::Ears;
 use crate::laboratory::play::Play;
-use crate::laboratory::script::{self, BEHAVIOURS, Script};
+use crate::laboratory::script::{self, BEHAVIOURS, Script, Spoken};
 use crate::units::Bytes;
 
 /// The memory of a guest that is not there, unless it is told otherwise.
@@ -46,6 +48,10 @@ pub(super) struct AgentArgs {
     /// Print the script of the behaviour, to begin one's own with.
     #[arg(long, conflicts_with_all = ["list", "script"])]
     print: bool,
+
+    /// How it names pages, if the host agrees to that [default: ranges, or what the script says].
+    #[arg(long, value_name = "NAME", value_parser = protocols())]
+    protocol: Option<Protocol>,
 
     /// The host's balloon socket [default: $MEMVISOR_BALLOON_SOCKET].
     #[arg(long, value_name = "PATH")]
@@ -113,7 +119,10 @@ pub(super) fn run(args: &AgentArgs) -> anyhow::Result<Exit> {
         print(script::behaviour(&args.behaviour).map_err(UsageError)?)?;
         return Ok(Exit::Success);
     }
-    let script = args.script()?;
+    let mut script = args.script()?;
+    if let Some(protocol) = args.protocol {
+        script.protocol = Spoken(protocol);
+    }
     let (socket, token) = args.host()?;
     if args.die_after.is_some() && script.bundled {
         let text = "--die-after needs a behaviour that is a script, such as follower";

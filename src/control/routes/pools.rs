@@ -1,8 +1,8 @@
 //! Requests about resource pools.
 
-use axum::Json;
 use axum::response::NoContent;
 
+use super::json::Json;
 use super::{Daemon, Refusal};
 use crate::settings::PoolPatch;
 use crate::telemetry::PoolStatus;

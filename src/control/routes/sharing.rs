@@ -1,10 +1,10 @@
 //! The request for what sharing would save, which takes a while.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use tokio::task::spawn_blocking;
 
+use super::json::Json;
 use super::{Refusal, Route, Shared};
 use crate::telemetry::ShareEstimate;
 

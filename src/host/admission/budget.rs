@@ -2,7 +2,7 @@
 
 use super::super::reserve::reserve;
 use super::Admission;
-use crate::policy::{HostSnapshot, Promises};
+use crate::policy::{Config, HostSnapshot, Promises};
 use crate::units::Pages;
 
 impl Admission {
@@ -11,7 +11,11 @@ impl Admission {
     pub(in crate::host) fn set_budget(&self, want: Pages, most: Pages) -> (Pages, Promises) {
         // Nobody may promise what is about to be gone.
         let _alone = self.promising();
-        let config = self.configuration.settings().policy();
+        let config = Config {
+            // Kept for guests that write shared pages as long as there is memory for it, which is what is taken here.
+            share_reserve_percent: 0,
+            ..self.configuration.settings().policy()
+        };
         let host = self.with_promises(&self.configuration.resource_pools.list());
         let of = |budget: Pages| {
             let host = HostSnapshot {

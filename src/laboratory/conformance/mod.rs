@@ -4,6 +4,18 @@
 //! read what was asked of them, and a rule that is changed in the document takes its case with it: a test holds each
 //! sentence to the document.
 
+/// Declares the rules for one side; an entry is `name check: sentence`.
+macro_rules! rules {
+    ($trial:ty: $($name:literal $check:path: $sentence:expr;)*) => {
+        /// The rules.
+        pub const RULES: &[Rule<$trial>] = &[$(Rule {
+            name: $name,
+            sentence: $sentence,
+            check: $check,
+        }),*];
+    };
+}
+
 pub mod agents;
 pub mod hosts;
 mod report;

@@ -420,10 +420,17 @@ proptest! {
     fn moves_never_break_a_promise(
         host in small_host(),
         limits in proptest::collection::vec(proptest::option::of(100_u64..400), 8),
+        shared in proptest::collection::vec(0_u64..=100, 8),
+        share_reserve_percent in 0_u32..=100,
         moves in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0_u64..60), 1..30),
     ) {
-        let config = Config { min_free_percent: 6, ..Config::default() };
+        let config = Config { min_free_percent: 6, share_reserve_percent, ..Config::default() };
         let mut host = host;
+        for (vm, percent) in host.vms.iter_mut().zip(shared) {
+            vm.shared = Pages(vm.untouched.0 * percent / 100);
+            vm.untouched.0 -= vm.shared.0;
+            vm.sharing_saved = Pages(vm.shared.0 / 2);
+        }
         for (pool, limit) in host.resource_pools.iter_mut().zip(limits) {
             pool.limit = limit.map(Pages).filter(|limit| *limit >= pool.reservation);
         }
@@ -433,7 +440,7 @@ proptest! {
         let room = |host: &HostSnapshot| {
             let mut promises = BTreeMap::new();
             Node::pool(host, &config, 0).promises(host, &mut promises);
-            let keeps = Thresholds::of(host.budget, &config).aim.0 + host.overhead().0;
+            let keeps = Thresholds::of_host(host, &config).aim.0 + host.overhead().0;
             promises.get_mut(&0).expect("the root").1 = host.budget.0 - keeps;
             promises
         };

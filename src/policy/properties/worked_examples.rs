@@ -219,6 +219,67 @@ fn admission_counts_reservations_metadata_and_what_stays_free() {
     ));
 }
 
+/// Promised is nothing of the share reserve, and what was promised before it grew holds.
+#[test]
+fn admission_counts_what_is_kept_free_for_shared_pages() {
+    let mut host = worked_host();
+    host.vms[0].reservation = Pages(50_000);
+    // 3000 pages more are shared, on half as many frames.
+    host.vms[1].untouched.0 -= 3000;
+    host.vms[1].shared.0 += 3000;
+    host.vms[1].sharing_saved.0 += 1500;
+    host.used.0 += 1500;
+    let vm = |reservation| VmParams {
+        size: Pages(60_000),
+        reservation: Pages(reservation),
+        limit: None,
+        overhead: Pages(100),
+        resource_pool: ROOT,
+    };
+    let admit = |host: &HostSnapshot, share_reserve_percent, reservation| {
+        let config = Config {
+            share_reserve_percent,
+            ..config()
+        };
+        admit(host, &config, &vm(reservation)).map_err(|refusal| refusal.to_string())
+    };
+    // 41 600, less half or all of what sharing saves.
+    assert_eq!(admit(&host, 0, 41_500), Ok(()));
+    assert_eq!(admit(&host, 50, 40_750), Ok(()));
+    assert_eq!(admit(&host, 100, 40_000), Ok(()));
+    for (percent, reservation) in [(50, 40_751), (100, 40_001)] {
+        admit(&host, percent, reservation).expect_err("one page too many");
+    }
+    assert_eq!(
+        admit(&host, 50, 41_500).expect_err("it would take the reserve"),
+        "reservation 162.1 MiB and overhead 400.0 KiB exceed the unreserved 159.6 MiB: of the \
+         budget of 390.6 MiB, 195.3 MiB is reserved, 7.8 MiB is metadata and 27.9 MiB stays free, \
+         2.9 MiB of that for shared pages that are written (Memvisor.ShareReserve)"
+    );
+    // 41 500 were promised before the reserve was set: a change that promises no more is allowed.
+    host.vms[0].reservation = Pages(60_000);
+    host.vms[1].reservation = Pages(31_500);
+    let config = Config {
+        share_reserve_percent: 100,
+        ..config()
+    };
+    let before = Ledger::of(&host, &config);
+    assert_eq!(before.host().unreserved, Pages(0));
+    let asked = |reservation| Asked {
+        reservation: Pages(reservation),
+        overhead: Pages(0),
+        by_pool: false,
+    };
+    let allows = |reservation| {
+        let mut after = host.clone();
+        after.vms[1].reservation = Pages(reservation);
+        before.allows(&Ledger::of(&after, &config), &after, asked(reservation))
+    };
+    assert_eq!(allows(31_400), Ok(()));
+    assert_eq!(allows(31_500), Ok(()));
+    allows(31_501).expect_err("more than was promised");
+}
+
 /// Figure 7 of OSDI 2002 through the whole plan: two VMs of 256 MB with equal shares on 512 MB. Without
 /// the tax both hold 179 MB. With it the idle one (10 MB active) holds 100.75 MB and the busy one (200 MB
 /// active) 243.25 MB; measured were 101 and 242 to 244.

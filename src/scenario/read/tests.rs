@@ -93,6 +93,37 @@ fn file_becomes_an_experiment() {
     assert_eq!(scenario.expects[0].unit, "operations/s");
 }
 
+/// Bare numbers count MB then, as in ESX.
+#[test]
+fn guests_have_settings_by_either_name() {
+    let limits = |text: &str| {
+        let scenario = read(text).expect("right");
+        let limit = |variant: &Variant| variant.setup.guests[0].patch.limit.flatten();
+        scenario.variants.iter().map(limit).collect::<Vec<_>>()
+    };
+    let mib = |mib| Some(Bytes::from_mib(mib).pages());
+    assert_eq!(limits(GOOD), [mib(24)]);
+    for name in ["sched.mem.max", "\"sched.mem.max\"", "Sched.Mem.Max"] {
+        let esx = GOOD.replace("limit = \"24M\"", &format!("{name} = 20"));
+        assert_eq!(limits(&esx), [mib(20)], "{name}");
+        for (key, values) in [
+            ("guest.kv.limit", "[\"8M\", \"12M\"]"),
+            ("guest.*.sched.mem.max", "[8, 12]"),
+        ] {
+            let variants = format!("\n[variants]\n\"{key}\" = {values}\n");
+            // The shortest guest has no room for more.
+            let both = GOOD.replace("memory = \"8M\"", "memory = \"16M\"");
+            for text in [
+                &both,
+                &both.replace("limit = \"24M\"", &format!("{name} = 20")),
+            ] {
+                let found = limits(&(text.clone() + &variants));
+                assert_eq!(found, [mib(8), mib(12)], "{key}: {text}");
+            }
+        }
+    }
+}
+
 /// Mistakes in [`GOOD`].
 const MISTAKES: &[Mistake<'_>] = &[
     ("duration", "duratoin", ":2: duratoin: ", "near: duration"),
@@ -147,6 +178,30 @@ const MISTAKES: &[Mistake<'_>] = &[
         "near: memory",
     ),
     ("\"24M\"", "\"48M\"", ":14: limit", "at most 32.0 MiB"),
+    (
+        "limit = \"24M\"",
+        "sched.mem.max = 48",
+        ":14: limit",
+        "at most 32.0 MiB",
+    ),
+    (
+        "limit = \"24M\"",
+        "limit = \"24M\"\nsched.mem.max = 20",
+        ":15: limit is given twice",
+        "",
+    ),
+    (
+        "limit = \"24M\"",
+        "sched.mem.maxx = 20",
+        ":14: guest.1.sched.mem.maxx",
+        "near: sched.mem.max",
+    ),
+    (
+        "limit = \"24M\"",
+        "swap-dir = \"/s\"",
+        ":14: guest.1.swap-dir",
+        "unknown field",
+    ),
     (
         "limit =",
         "limits =",

@@ -1,17 +1,19 @@
 //! The host's end of a connection with an agent on trial.
 
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use memvisor_wire::balloon::{
-    BatchResult, Capabilities, ErrorCode, PageStatus, RangeBatch, Start, Started, StatusRun,
-    ToAgent, ToHost,
+    Capabilities, ErrorCode, FreeMap, PageStatus, Protocol, Start, Started, ToAgent, ToHost,
+    Wanted, map_words,
 };
 
 use super::super::{Fault, PATIENCE};
+use super::PAGES;
 use crate::laboratory::memory::SimulatedMemory;
 use crate::laboratory::peer::{Came, Peer};
-use crate::units::GfnRun;
+use crate::sys::SharedWords;
 
 /// How often agents on trial are to poll, unless a case says otherwise.
 pub(super) const POLL_MS: u32 = 20;
@@ -25,6 +27,16 @@ pub(super) struct Terms {
     pub(super) poll_ms: u32,
     pub(super) max_ranges: u32,
     pub(super) balloon_max: u64,
+}
+
+impl Terms {
+    /// Those of a protocol.
+    pub(super) fn of(protocol: Protocol) -> Self {
+        Self {
+            capabilities: Capabilities::COMMON | protocol.capabilities(),
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Terms {
@@ -45,8 +57,14 @@ pub(super) struct HostEnd<'t> {
     peer: Peer,
     pub(super) memory: &'t SimulatedMemory,
     pub(super) target: u64,
+    /// How pages are named.
+    pub(super) protocol: Protocol,
     /// What is in the balloon.
     pub(super) held: BTreeSet<u32>,
+    /// What is wanted of the latest offer.
+    pub(super) wanted: Wanted,
+    /// The map that the agent was sent, if it was.
+    pub(super) map: Option<FreeMap<SharedWords>>,
     /// What becomes of pages; those that are locked or unlocked by it move.
     pub(super) lock: Status,
     pub(super) unlock: Status,
@@ -60,7 +78,14 @@ impl<'t> HostEnd<'t> {
             peer,
             memory,
             target: 0,
+            protocol: Protocol::Ranges,
             held: BTreeSet::new(),
+            wanted: Wanted {
+                epoch: 0,
+                missing: 0,
+                ranges: Vec::new(),
+            },
+            map: None,
             lock: |_| PageStatus::Ok,
             unlock: |_| PageStatus::Ok,
             cuts: false,
@@ -103,18 +128,32 @@ impl<'t> HostEnd<'t> {
     /// Hears a `START` and consents.
     pub(super) fn welcome(&mut self, terms: Terms) -> Result<Start, Fault> {
         let (seq, start) = self.start()?;
+        self.consent(seq, &start, terms)?;
+        Ok(start)
+    }
+
+    /// Consents to a `START`, as far as it offers what the terms have.
+    pub(super) fn consent(&mut self, seq: u32, start: &Start, terms: Terms) -> Result<(), Fault> {
         let capabilities = terms.capabilities & start.capabilities;
         let batched = capabilities.contains(Capabilities::BATCHED);
-        let started = Started {
+        let started = ToAgent::Started(Started {
             capabilities,
             vm: 1,
             poll_interval_ms: terms.poll_ms,
             max_ranges: if batched { terms.max_ranges } else { 1 },
             balloon_max: terms.balloon_max,
-        };
+        });
         self.held.clear();
-        self.say(seq, &ToAgent::Started(started))?;
-        Ok(start)
+        self.protocol = Protocol::of(capabilities);
+        if self.protocol != Protocol::Bitmap {
+            self.map = None;
+            return self.say(seq, &started);
+        }
+        // To keep: the agent leaves the map in order after this end has gone.
+        let words = SharedWords::kept("memvisor-free-map", map_words(PAGES))?;
+        self.peer.hand(&started.encode(seq), words.as_fd())?;
+        self.map = Some(FreeMap::new(words, PAGES));
+        Ok(())
     }
 
     pub(super) fn start(&mut self) -> Result<(u32, Start), Fault> {
@@ -127,63 +166,6 @@ impl<'t> HostEnd<'t> {
     pub(super) fn refuse(&mut self, code: ErrorCode) -> Result<(), Fault> {
         let text = "for a trial".to_owned();
         self.say(0, &ToAgent::Error { code, text })
-    }
-
-    /// Answers one request. The answer to a batch moves what is held.
-    pub(super) fn answer(&mut self, seq: u32, message: &ToHost) -> Result<(), Fault> {
-        let target = self.target;
-        let reply = match message {
-            ToHost::Stats(_) => return Ok(()),
-            ToHost::GetTarget { .. } | ToHost::Relief { .. } => ToAgent::Target { pages: target },
-            ToHost::Lock(batch) => {
-                let runs = self.statuses(batch, self.lock);
-                for part in &runs {
-                    if matches!(part.status, PageStatus::Ok | PageStatus::AlreadyLocked) {
-                        self.held.extend(part.run.iter().map(|gfn| gfn.0));
-                    }
-                }
-                ToAgent::LockResult(BatchResult { target, runs })
-            }
-            ToHost::Unlock(batch) => {
-                let runs = self.statuses(batch, self.unlock);
-                for part in &runs {
-                    if matches!(part.status, PageStatus::Ok | PageStatus::NotLocked) {
-                        for gfn in part.run.iter() {
-                            self.held.remove(&gfn.0);
-                        }
-                    }
-                }
-                ToAgent::UnlockResult(BatchResult { target, runs })
-            }
-            ToHost::Stop => ToAgent::Stopped,
-            ToHost::Start(_) => return Err("it says START again, unasked".into()),
-            other => {
-                let name = other.name();
-                return Err(format!("it says {name}, of a protocol that was not agreed on").into());
-            }
-        };
-        self.say(seq, &reply)
-    }
-
-    fn statuses(&self, batch: &RangeBatch, status: Status) -> Vec<StatusRun> {
-        let mut runs: Vec<StatusRun> = Vec::new();
-        for gfn in batch.runs().iter().flat_map(|run| run.iter()) {
-            let status = status(gfn.0);
-            match runs.last_mut() {
-                Some(last)
-                    if !self.cuts
-                        && last.status == status
-                        && last.run.end() == u64::from(gfn.0) =>
-                {
-                    last.run.count += 1;
-                }
-                _ => runs.push(StatusRun {
-                    run: GfnRun::single(gfn),
-                    status,
-                }),
-            }
-        }
-        runs
     }
 
     /// Answers requests until `done`, which sees each of them before its answer.
@@ -203,6 +185,7 @@ impl<'t> HostEnd<'t> {
             };
             let is_done = done(self, &message)?;
             self.answer(seq, &message)?;
+            self.follow_target();
             if is_done {
                 return Ok(());
             }

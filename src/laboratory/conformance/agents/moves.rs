@@ -4,10 +4,11 @@ use memvisor_wire::balloon::{Capabilities, PageStatus, ToHost};
 
 use super::super::{Fault, must};
 use super::Trial;
-use super::end::Terms;
+use super::end::{HostEnd, Terms};
+use super::protocols::names_pinned_pages;
 
 /// A balloon of more pages than a batch has ranges, and of fewer than a batch has pages.
-const SOME: u64 = 1500;
+pub(super) const SOME: u64 = 1500;
 
 pub(super) fn inflates(trial: &Trial) -> Result<(), Fault> {
     let mut host = trial.accept()?;
@@ -16,19 +17,20 @@ pub(super) fn inflates(trial: &Trial) -> Result<(), Fault> {
     host.reach(3 * SOME, 3 * SOME)
 }
 
+/// The balloon reaches targets above and below.
+pub(super) fn up_and_down(host: &mut HostEnd<'_>) -> Result<(), Fault> {
+    host.reach(SOME, SOME)?;
+    host.reach(3 * SOME, 3 * SOME)?;
+    host.reach(0, 0)?;
+    must(host.memory.pinned() == 0, || {
+        "it keeps pages pinned".to_owned()
+    })
+}
+
 pub(super) fn locks_pinned_pages(trial: &Trial) -> Result<(), Fault> {
     let mut host = trial.accept()?;
     host.welcome(Terms::default())?;
-    host.target = SOME;
-    host.serve("a full balloon", |end, message| {
-        if let ToHost::Lock(batch) = message {
-            let is_pinned = end.memory.has_pinned(batch.runs());
-            must(is_pinned, || {
-                "it locks pages that its guest has not pinned".to_owned()
-            })?;
-        }
-        Ok(matches!(message, ToHost::GetTarget { .. }) && end.held.len() as u64 == SOME)
-    })
+    names_pinned_pages(&mut host, SOME)
 }
 
 /// Inflates and deflates under `terms`, with at most `most` ranges in a batch.
@@ -86,6 +88,11 @@ pub(super) fn believes_what_it_holds(trial: &Trial) -> Result<(), Fault> {
 pub(super) fn unlocks_first(trial: &Trial) -> Result<(), Fault> {
     let mut host = trial.accept()?;
     host.welcome(Terms::default())?;
+    deflates_in_order(&mut host)
+}
+
+/// The guest uses a page of the balloon only once the host knows.
+pub(super) fn deflates_in_order(host: &mut HostEnd<'_>) -> Result<(), Fault> {
     host.reach(2 * SOME, 2 * SOME)?;
     host.target = SOME - 600;
     host.serve("a balloon that deflates", |end, message| {
@@ -196,6 +203,11 @@ pub(super) fn runs_cut_anyhow(trial: &Trial) -> Result<(), Fault> {
         }
     };
     host.welcome(Terms::default())?;
+    keeps_what_was_taken(&mut host)
+}
+
+/// What is pinned is what the host has taken, of pages of which it takes some.
+pub(super) fn keeps_what_was_taken(host: &mut HostEnd<'_>) -> Result<(), Fault> {
     host.target = 12;
     host.serve("some pages", |end, message| {
         Ok(matches!(message, ToHost::GetTarget { .. }) && !end.held.is_empty())

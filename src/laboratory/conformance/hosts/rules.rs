@@ -8,18 +8,7 @@ const ORDER: &str = "the message is not allowed now: before `START`, a second `S
 /// What breaks the form of a message, as the same table has it.
 const MALFORMED: &str = "the message breaks the format or a limit: too short, trailing bytes, too long, unknown type, wrong header version, ranges out of order; the text names the field";
 
-macro_rules! rules {
-    ($($name:literal $check:path: $sentence:expr;)*) => {
-        /// The rules.
-        pub const RULES: &[Rule<Trial>] = &[$(Rule {
-            name: $name,
-            sentence: $sentence,
-            check: $check,
-        }),*];
-    };
-}
-
-rules! {
+rules! { Trial:
     "host-capabilities" sessions::started: "those of the offered ones that are in use";
     "host-unknown-capabilities" sessions::unknown_capabilities: "bits unknown to the host are ignored";
     "host-no-common-version" sessions::no_common_version: "If there is none it says `ERROR` VERSION, naming both.";
