@@ -230,6 +230,9 @@ fields! {
     "MCTL?" 6 Word(YES_NO), ["balloon.agent"], "Memctl?", "whether a balloon agent is connected";
     "MCTLMAX" 8 Memory, ["balloon.max_pages"], "Memctl Max MBytes", "the most that its balloon may take";
     "SWTGT" 7 Memory, ["swap.target_pages"], "Swap Target MBytes", "what the policy wants in its compression cache and its swap file";
+    "LLSWR/s" 8 Speed, ["rates.cache_in_bytes_per_s"], "Host Cache Read MBytes/sec", "read from the host cache";
+    "LLSWW/s" 8 Speed, ["rates.cache_out_bytes_per_s"], "Host Cache Written MBytes/sec", "written to the host cache";
+    "LLSWUSED" 9 Memory, ["swap.cached_pages"], "Host Cache Used MBytes", "its swapped pages that are in the host cache";
     "CACHESZ" 8 Memory, ["zip.limit_pages"], "Cache Size MBytes", "host memory that its compression cache may have now";
     "CACHEUSD" 9 Memory, ["zip_pages"], "Cache Used MBytes", "host memory of its compression cache";
     "OVHD" 7 Memory, ["overhead_pages"], "Overhead MBytes", "host memory for its page table and the like, beside what it consumes";
