@@ -71,20 +71,21 @@ impl Demoter {
             self.due = Some(now + YIELD);
             return;
         }
-        let victims = cache.victims(CLUSTER);
-        let outcome = demote(vm, cache, &victims);
-        self.tell(vm, outcome.unread);
+        // Before the victims are chosen: pages behind the end that the file shall have are among them.
         if let Err(error) = cache.fit() {
             let error: &dyn Error = &error;
             tracing::debug!(vm = %vm.params.name, error, "disk space is given back later");
         }
+        let victims = cache.victims(CLUSTER);
+        let outcome = demote(vm, cache, &victims);
+        self.tell(vm, outcome.unread);
         self.due = match (victims.len(), outcome.gone) {
             (0, _) => None,
             (_, 0) => {
                 cache.renew(&victims);
                 Some(now + PAUSE)
             }
-            // At once, but the worker does its other jobs in between.
+            // At once, for the rest and to give back what is free now; the worker does its other jobs in between.
             _ => Some(now),
         };
     }

@@ -206,7 +206,7 @@ fields! {
     "CNSM" 7 Memory, ["consumed_pages"], "Memory Consumed Size MBytes", "host memory that it costs";
     "SHRD" 7 Memory, ["homes.shared_pages"], "Shared MBytes", "its pages on shared frames";
     "ZIP" 7 Memory, ["homes.compressed_pages"], "Compressed Memory MBytes", "its pages in the compression cache";
-    "SWCUR" 7 Memory, ["homes.swapped_pages"], "Swapped MBytes", "its pages in the swap file";
+    "SWCUR" 7 Memory, ["homes.swapped_pages"], "Swapped MBytes", "its swapped pages, in the swap file and the host cache";
     "MCTLSZ" 7 Memory, ["balloon.size_pages"], "Memctl MBytes", "its pages in the balloon";
     "%ACTV" 7 Percent, ["activity.active_percent"], "% Active Estimate", "the part of its size that it is estimated to use; 0 until it was sampled";
     "%LAT" 7 Latency, ["rates.stalled_percent"], "% Memory Latency", "the part of the time in which one of its threads or more stood still because of the host";
