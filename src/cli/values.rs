@@ -43,7 +43,7 @@ pub(super) fn size(text: &str) -> Result<Bytes, String> {
 
 /// A size in whole MiB, as the number of them.
 pub(super) fn mebibytes(text: &str) -> Result<String, String> {
-    let bytes = size(text)?;
+    let bytes: Bytes = text.parse().map_err(|error| format!("{error}"))?;
     let mib = 1 << 20;
     if bytes.0.is_multiple_of(mib) {
         return Ok((bytes.0 / mib).to_string());

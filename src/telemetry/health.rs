@@ -156,9 +156,11 @@ fn waiting(rates: &VmRates) -> Health {
     Health::new(reading, why)
 }
 
-/// Pages in a swap file may be history; traffic is pressure now.
+/// Pages in a swap file or the host cache may be history; traffic is pressure now.
 fn swap(vm: &VmStatus) -> Health {
-    let (r, w) = (vm.rates.swap_in_bytes_per_s, vm.rates.swap_out_bytes_per_s);
+    let rates = &vm.rates;
+    let r = rates.swap_in_bytes_per_s + rates.cache_in_bytes_per_s;
+    let w = rates.swap_out_bytes_per_s + rates.cache_out_bytes_per_s;
     if r > 0.0 || w > 0.0 {
         let why = format!(
             "the host swaps: {:.1} KiB/s in, {:.1} KiB/s out",
@@ -279,6 +281,11 @@ mod tests {
             ),
             (|vm| vm.rates.swap_in_bytes_per_s = 1.0, Hmm, "0.0 KiB/s in"),
             (
+                |vm| vm.rates.cache_in_bytes_per_s = 1.0,
+                Hmm,
+                "0.0 KiB/s in",
+            ),
+            (
                 |vm| vm.rates.swap_out_bytes_per_s = 1e7,
                 Hmm,
                 "9765.6 KiB/s out",
@@ -396,7 +403,7 @@ mod tests {
     }
 
     /// Everything that the reading of a VM goes by, but whether it is blocked.
-    fn numbers(vm: &mut VmStatus) -> ([&mut u64; 3], [&mut f64; 10]) {
+    fn numbers(vm: &mut VmStatus) -> ([&mut u64; 3], [&mut f64; 12]) {
         let (homes, rates) = (&mut vm.homes, &mut vm.rates);
         (
             [
@@ -407,6 +414,8 @@ mod tests {
             [
                 &mut rates.swap_in_bytes_per_s,
                 &mut rates.swap_out_bytes_per_s,
+                &mut rates.cache_in_bytes_per_s,
+                &mut rates.cache_out_bytes_per_s,
                 &mut rates.zip_bytes_per_s,
                 &mut rates.unzip_bytes_per_s,
                 &mut rates.stalled_percent,
@@ -424,9 +433,9 @@ mod tests {
         fn a_number_that_becomes_worse_never_reads_better(
             blocked: bool,
             pages in prop::array::uniform3(prop_oneof![Just(0), 0u64..=1000]),
-            rates in prop::array::uniform10(prop_oneof![Just(0.0), 0.0..1000.0f64]),
+            rates in prop::array::uniform12(prop_oneof![Just(0.0), 0.0..1000.0f64]),
             more_pages in prop::array::uniform3(prop_oneof![Just(0), 0u64..=1000]),
-            more_rates in prop::array::uniform10(prop_oneof![Just(0.0), 0.0..1000.0f64]),
+            more_rates in prop::array::uniform12(prop_oneof![Just(0.0), 0.0..1000.0f64]),
             max in 0u64..1000,
         ) {
             let mut vm = well();
