@@ -10,7 +10,7 @@ use super::{Guest, Host, Spec};
 use crate::fault::{Access, FaultError, resolve};
 use crate::page::Home;
 use crate::swap::{CacheFile, SwapError};
-use crate::units::{Gfn, PageBuf, Pages};
+use crate::units::{Gfn, Pages};
 
 const PAGES: u32 = 64;
 /// Longer than a cache that has failed is left alone.

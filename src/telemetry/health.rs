@@ -266,7 +266,7 @@ mod tests {
     fn each_subject_is_read_at_its_thresholds() {
         use Reading::{Awesome, Good, Hmm, Oops};
         type Change = fn(&mut VmStatus);
-        let cases: [(Change, Reading, &str); 20] = [
+        let cases: [(Change, Reading, &str); 21] = [
             (|_| (), Awesome, "nothing of it is ballooned"),
             (|vm| vm.blocked = true, Oops, "must wait with its next page"),
             (|vm| waits(vm, 0.1), Good, "waits 0.1 ms/s"),
