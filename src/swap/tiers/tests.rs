@@ -23,7 +23,7 @@ struct Model {
     written: u32,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     /// Swaps pages out: to the cache, and what it does not take to the file.
     Store(u32),
