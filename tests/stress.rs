@@ -3,13 +3,12 @@
 
 mod rig;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use memvisor::control::{Client, ClientError};
-use memvisor::reclaim::victims;
-use memvisor::settings::Key;
+use memvisor::settings::{DEFAULT, Key, Kind, TABLE, VmPatch};
 use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::{Bytes, PAGE_SIZE, Pages};
 use rand::rngs::StdRng;
@@ -94,22 +93,17 @@ fn paths(seen: &BTreeMap<String, Seen>) -> Vec<(&'static str, u64)> {
     ]
 }
 
-/// Sets balloons by hand, to random sizes and back, and settings of reclaim, until told to stop; how often it set a
-/// balloon.
+/// The most host settings that have values drawn at random at one time: with more of them, hardly any path would run.
+const DRAWN: usize = 4;
+
+/// Sets balloons by hand, to random sizes and back, and settings of the host and its VMs, until told to stop; how often
+/// it set a balloon.
 fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
     let mut random = StdRng::seed_from_u64(seed);
-    let mut count = 0;
+    let (mut count, mut drawn) = (0, VecDeque::new());
     while !stop.load(Ordering::Relaxed) {
-        if random.random_bool(0.3) {
-            let choices = [
-                (Key::Victims, &victims::NAMES[..]),
-                (Key::FaultsWait, &["low", "hard"]),
-                (Key::BalloonTakes, &["all", "free"]),
-            ];
-            for (key, choices) in choices {
-                let set = client.set_setting(key, choices[random.random_range(0..choices.len())]);
-                set.expect("a choice of the setting");
-            }
+        if random.random_bool(0.4) {
+            draw_setting(client, &mut random, &mut drawn);
         }
         for vm in client.vms().expect("the host answers") {
             let target = random.random_bool(0.6).then(|| {
@@ -117,23 +111,86 @@ fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
                 Pages(random.random_range(0..=most)).bytes()
             });
             count += u64::from(set(client, &vm.name, target));
+            if random.random_bool(0.1) {
+                draw_allocation(client, &mut random, &vm);
+            }
         }
         std::thread::sleep(Duration::from_millis(random.random_range(20..400)));
     }
+    for key in drawn {
+        set_host(client, key, DEFAULT);
+    }
     for vm in client.vms().expect("the host answers") {
         set(client, &vm.name, None);
+        let patch = VmPatch::from_words([DEFAULT]).expect("a patch");
+        is_taken(client.set_vm(&vm.name, &patch));
     }
     count
 }
 
-/// Whether the balloon was set. A guest may have ended, or may not have its agent yet.
+/// Gives one setting of the host a value of its range; the one that has had such a value for longest gets its default
+/// back.
+fn draw_setting(client: &Client, random: &mut StdRng, drawn: &mut VecDeque<Key>) {
+    let spec = &TABLE[random.random_range(0..TABLE.len())];
+    // Balloons are set by hand here, to sizes that the host has told. One page an order would have guests stand still.
+    if matches!(spec.key, Key::CtlMaxPercent | Key::EvictRound) {
+        return;
+    }
+    let value = match spec.kind {
+        Kind::Whole { min, max, .. } => {
+            let values = [min, max, random.random_range(min..=max)];
+            values[random.random_range(0..values.len())].to_string()
+        }
+        Kind::Time { min, max, .. } => {
+            let [min, max] = [min, max.min(Duration::from_secs(5))].map(|time| time.as_millis());
+            format!("{}ms", random.random_range(min..=max))
+        }
+        Kind::Choice(words) => words[random.random_range(0..words.len())].to_owned(),
+    };
+    set_host(client, spec.key, &value);
+    drawn.retain(|key| *key != spec.key);
+    drawn.push_back(spec.key);
+    if drawn.len() > DRAWN
+        && let Some(first) = drawn.pop_front()
+    {
+        set_host(client, first, DEFAULT);
+    }
+}
+
+fn set_host(client: &Client, key: Key, value: &str) {
+    if let Err(error) = client.set_setting(key, value) {
+        panic!("{key:?} = {value}: {error}");
+    }
+}
+
+/// Gives a VM other shares and another limit, or none.
+fn draw_allocation(client: &Client, random: &mut StdRng, vm: &VmStatus) {
+    let shares = ["low", "normal", "high"][random.random_range(0..3)];
+    let limit = match random.random_bool(0.5) {
+        true => "unlimited".to_owned(),
+        false => {
+            let most = vm.configured_pages.0;
+            format!("{} pages", random.random_range(most / 4..=most))
+        }
+    };
+    let words = [format!("shares={shares}"), format!("limit={limit}")];
+    let patch = VmPatch::from_words(words.iter().map(String::as_str)).expect("a patch");
+    is_taken(client.set_vm(&vm.name, &patch));
+}
+
+/// Whether the balloon was set.
 fn set(client: &Client, name: &str, target: Option<Bytes>) -> bool {
-    match client.set_balloon(name, target) {
+    is_taken(client.set_balloon(name, target))
+}
+
+/// Whether a VM took an order. It may have ended, or may not have its agent yet.
+fn is_taken(answer: Result<VmStatus, ClientError>) -> bool {
+    match answer {
         Ok(_) => true,
         Err(ClientError::Refused {
             status: 404 | 409, ..
         }) => false,
-        Err(error) => panic!("balloon of {name}: {error}"),
+        Err(error) => panic!("an order to a VM: {error}"),
     }
 }
 

@@ -5,7 +5,7 @@
 //! access of each page is found by going through the story from its end. No compression cache stands in it, because no
 //! page that is in a cache is in RAM, and a page that comes back is counted wherever it was.
 //!
-//! **The fair split.** Memory is divided by shares once and for all, and what a VM does not need goes to the others. With
+//! **The fair split.** Memory is divided by shares once and for all ([`split`](super::split)). With
 //! the optimum in each part, that is the least that any static division brings back: what is between it and the optimum
 //! is what moving memory between VMs is worth. With the page that was not used for longest in each part, it is what one
 //! could have without a hypervisor.
@@ -15,7 +15,6 @@
 use std::collections::BinaryHeap;
 
 use super::story::{Doing, Story};
-use crate::units::Pages;
 
 /// No access of that page comes any more; or, in a list, nothing.
 const NEVER: u32 = u32::MAX;
@@ -216,31 +215,6 @@ fn lru(pages: &[u32], all: u32, frames: u64) -> u64 {
     refaults
 }
 
-/// Divides memory by shares; what a VM needs no more than is at most `wants`, and the rest goes to the others.
-pub(super) fn fair_split(memory: Pages, shares: &[u32], wants: &[u64]) -> Vec<u64> {
-    let mut parts = vec![0; shares.len()];
-    let mut left = memory.0;
-    let mut open: Vec<usize> = (0..shares.len()).collect();
-    loop {
-        let all: u64 = open.iter().map(|vm| u64::from(shares[*vm].max(1))).sum();
-        let part = |vm: usize| {
-            let part = u128::from(left) * u128::from(shares[vm].max(1)) / u128::from(all.max(1));
-            u64::try_from(part).unwrap_or(u64::MAX)
-        };
-        let (full, hungry): (Vec<usize>, Vec<usize>) =
-            open.iter().partition(|vm| wants[**vm] <= part(**vm));
-        if full.is_empty() {
-            open.iter().for_each(|vm| parts[*vm] = part(*vm));
-            return parts;
-        }
-        for vm in full {
-            parts[vm] = wants[vm];
-            left -= wants[vm];
-        }
-        open = hungry;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -306,20 +280,6 @@ mod tests {
             let found = lru(&pages, 20, frames as u64);
             prop_assert_eq!(found, lru_by_list(&pages, frames));
             prop_assert!(optimum(&pages, &next_uses(&pages, 20), 20, frames as u64) <= found);
-        }
-
-        #[test]
-        fn split_gives_no_more_than_there_is_and_than_each_wants(
-            memory in 0_u64..10_000,
-            vms in proptest::collection::vec((0_u32..4000, 0_u64..5000), 1..6),
-        ) {
-            let (shares, wants): (Vec<u32>, Vec<u64>) = vms.into_iter().unzip();
-            let parts = fair_split(Pages(memory), &shares, &wants);
-            prop_assert!(parts.iter().sum::<u64>() <= memory);
-            prop_assert!(parts.iter().zip(&wants).all(|(part, wants)| part <= wants));
-            let all: u64 = wants.iter().sum();
-            let unused = memory.min(all) - parts.iter().sum::<u64>();
-            prop_assert!(unused < parts.len() as u64, "{unused} are left");
         }
     }
 }

@@ -29,6 +29,7 @@ mod machine;
 mod over_time;
 mod page;
 mod results;
+mod split;
 pub mod story;
 mod told;
 

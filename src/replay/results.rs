@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::bounds::{Accesses, fair_split};
+use super::bounds::Accesses;
 use super::counts::Counts;
 use super::error::ReplayError;
 use super::machine::{Machine, Played};
+use super::split::fair_split;
 use super::story::{Doing, Recorded, Story};
 use super::{Costs, Options};
 use crate::reclaim::victims::Choice;
@@ -185,8 +186,7 @@ fn bounds(story: &Story, options: &Options) -> Vec<Bound> {
     let frames = frames(story, options.memory);
     let footprints = accesses.footprints();
     let touches: u64 = footprints.iter().sum();
-    let shares: Vec<u32> = story.vms.iter().map(|vm| vm.facts.shares).collect();
-    let parts = fair_split(frames, &shares, &footprints);
+    let parts = fair_split(story, frames, &footprints);
     let Costs { touch, swap, .. } = options.costs;
     let bound = |name, refaults: u64, refill: u64| Bound {
         name,

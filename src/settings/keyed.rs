@@ -7,7 +7,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserializer, Serialize, Serializer};
 
 use super::layers::DEFAULT;
-use super::value::Scalar;
+use super::value::{Scalar, shown};
 use super::{PoolPatch, VmPatch};
 
 /// The settings of which a patch takes back what was set by hand, by their short names.
@@ -68,6 +68,26 @@ impl<P> KeyedTable<P> {
     pub fn line_of(&self, key: &str) -> usize {
         self.keys.get(key).copied().unwrap_or(self.line)
     }
+}
+
+/// Reads words of the form `KEY=VALUE`, each with `change`, and returns whether the word `default` is among them.
+/// `no_pair` says that a word is not of that form.
+pub(super) fn read_words<'a, E>(
+    words: impl IntoIterator<Item = &'a str>,
+    no_pair: fn(String) -> E,
+    mut change: impl FnMut(&str, &str) -> Result<&'static str, E>,
+) -> Result<bool, E> {
+    let mut takes_back = false;
+    for word in words {
+        if word == DEFAULT {
+            takes_back = true;
+            continue;
+        }
+        let pair = word.split_once('=');
+        let (key, value) = pair.ok_or_else(|| no_pair(shown(word)))?;
+        change(key.trim(), value)?;
+    }
+    Ok(takes_back)
 }
 
 /// Reads an object whose fields are settings; `null` is `none`. `put` adds one, or says in full why it cannot. `what` is

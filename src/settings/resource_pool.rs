@@ -129,16 +129,9 @@ impl PoolPatch {
     pub fn from_words<'a>(
         words: impl IntoIterator<Item = &'a str>,
     ) -> Result<Self, PoolSettingsError> {
-        let (mut patch, mut takes_back) = (Self::default(), false);
-        for word in words {
-            if word == DEFAULT {
-                takes_back = true;
-                continue;
-            }
-            let pair = word.split_once('=');
-            let (key, value) = pair.ok_or_else(|| PoolSettingsError::Word(shown(word)))?;
-            patch.change(key.trim(), value)?;
-        }
+        let mut patch = Self::default();
+        let change = |key: &str, value: &str| patch.change(key, value);
+        let takes_back = keyed::read_words(words, PoolSettingsError::Word, change)?;
         for key in POOL_KEYS.iter().filter(|_| takes_back) {
             if !patch.has(key) {
                 patch.taken_back.add(key.name);
