@@ -21,9 +21,32 @@ impl FrameId {
     }
 }
 
-/// A place in a VM's compression cache or swap file; each store gives out its own.
+/// A place in a VM's compression cache, swap file or part of the host cache; each store gives out its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SlotId(pub u32);
+
+impl SlotId {
+    /// The bit that tells the slots of the host cache from those of the swap file. No swap file has so many slots.
+    const CACHED: u32 = 1 << 31;
+
+    /// Of a swapped page: whether it is in the host cache, and not in the swap file.
+    #[must_use]
+    pub const fn is_cached(self) -> bool {
+        self.0 & Self::CACHED != 0
+    }
+
+    /// This slot of a file, as one of the host cache.
+    #[must_use]
+    pub const fn cached(self) -> Self {
+        Self(self.0 | Self::CACHED)
+    }
+
+    /// The number of the slot in its own file.
+    #[must_use]
+    pub const fn in_file(self) -> Self {
+        Self(self.0 & !Self::CACHED)
+    }
+}
 
 /// The number a VM has for the life of one daemon; never given out twice.
 #[derive(

@@ -13,7 +13,7 @@ use memvisor::telemetry::{HostStatus, VmStatus};
 use memvisor::units::{Bytes, PAGE_SIZE, Pages};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rig::{Host, Process, eventually, image, modes, seconds};
+use rig::{Host, Process, eventually, image, modes, scratch, seconds};
 
 /// How long guests may take after their run to verify all they own, with refills from swap.
 const VERIFY: Duration = Duration::from_secs(60);
@@ -132,8 +132,12 @@ fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
 /// back.
 fn draw_setting(client: &Client, random: &mut StdRng, drawn: &mut VecDeque<Key>) {
     let spec = &TABLE[random.random_range(0..TABLE.len())];
-    // Balloons are set by hand here, to sizes that the host has told. One page an order would have guests stand still.
-    if matches!(spec.key, Key::CtlMaxPercent | Key::EvictRound) {
+    // Balloons are set by hand here, to sizes that the host has told. One page an order would have guests stand still, and
+    // so would a swap file that takes a second for each.
+    if matches!(
+        spec.key,
+        Key::CtlMaxPercent | Key::EvictRound | Key::SwapDelay
+    ) {
         return;
     }
     let value = match spec.kind {
@@ -206,10 +210,14 @@ fn watch(host: &Host, seen: &mut BTreeMap<String, Seen>) -> HostStatus {
 
 fn stress(engine: &str, mode: &str) {
     let time = seconds("MEMVISOR_STRESS_SECONDS", 25);
+    let cache = scratch();
+    let cache = cache.path().to_string_lossy();
     let host = Host::start(
         engine,
         "140M",
         &[
+            "--swap-cache",
+            &cache,
             "--share-scan-time",
             "1s",
             "--share-scan-ghz",

@@ -243,6 +243,7 @@ const HOST_FILES: &[&str] = &[
     "laws",
     "watchdog",
     "caches",
+    "tiers",
     "orders",
     "service",
     "vm_status",

@@ -69,6 +69,7 @@ impl<'a> Stage<'a> {
             policy: &Esx,
             engine: setup.options.engine,
             swap_dir: setup.scratch.clone(),
+            swap_cache: None,
             runtime_dir: dir.clone(),
             record_balloon: None,
             http: None,

@@ -52,6 +52,16 @@ pub(super) struct HostArgs {
     #[arg(long, value_name = "DIR")]
     swap_dir: Option<PathBuf>,
 
+    /// Where swapped pages go first, as far as --swap-cache-size lets them: a directory on a faster disk than that of the
+    /// swap files [default: none].
+    #[arg(long, value_name = "DIR")]
+    swap_cache: Option<PathBuf>,
+
+    /// How much the swapped pages of all guests together may take there, in whole MiB; the setting
+    /// Memvisor.SwapCacheSize.
+    #[arg(long, value_name = "SIZE", value_parser = values::mebibytes)]
+    swap_cache_size: Option<String>,
+
     /// Where the sockets are made.
     #[arg(long, value_name = "DIR")]
     runtime_dir: Option<PathBuf>,
@@ -101,6 +111,10 @@ pub(super) struct HostArgs {
     scratch: Option<PathBuf>,
 }
 
+/// What a host is told that has the size of a host cache and no place for it.
+const NO_CACHE: &str = "the host cache has a size (--swap-cache-size or Memvisor.SwapCacheSize) but no directory: \
+                        --swap-cache DIR is needed, or swap-cache in [host] of a --config FILE";
+
 impl HostArgs {
     pub(super) fn options(self) -> anyhow::Result<HostOptions> {
         let command_line = self.layer()?;
@@ -116,6 +130,10 @@ impl HostArgs {
         let layers = Layers::new(profile, file, command_line);
         let runtime_dir = RuntimeDir::locate(self.runtime_dir)?;
         let swap_dir = self.swap_dir.or(start.swap_dir);
+        let swap_cache = self.swap_cache.or(start.swap_cache);
+        if swap_cache.is_none() && layers.effective().swap_cache_size > 0 {
+            return Err(UsageError(NO_CACHE.to_owned()).into());
+        }
         let engine = self.engine.or(start.engine);
         Ok(HostOptions {
             memory,
@@ -123,6 +141,7 @@ impl HostArgs {
             policy: (self.policy.or(start.policy)).unwrap_or_else(|| profile.policy()),
             engine: engine.unwrap_or(EngineChoice::Auto),
             swap_dir: swap_dir.unwrap_or_else(|| runtime_dir.path().to_owned()),
+            swap_cache,
             runtime_dir,
             record_balloon: self.record_balloon.or(start.record_balloon),
             http: self.http.or(start.http).map(|HttpAddress(address)| address),
@@ -144,6 +163,7 @@ impl HostArgs {
             (Key::ShareRateMax, &self.share_rate_max),
             (Key::MemZipMaxPct, &self.mem_zip_max_pct),
             (Key::CtlMaxPercent, &self.ctl_max_percent),
+            (Key::SwapCacheSize, &self.swap_cache_size),
         ];
         let given = shorthands
             .iter()

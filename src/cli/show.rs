@@ -103,6 +103,7 @@ pub(super) fn vm(vm: &VmStatus, law: &str) -> String {
     row("  agents", &session(vm));
     row("guest says", &guest(vm));
     row("swap", &swap(vm));
+    row("  host cache", &host_cache(vm));
     row("  lately", &moved(&vm.rates));
     row("faults", &faults(vm));
     row("latency", &latency(vm));
@@ -228,6 +229,17 @@ fn swap(vm: &VmStatus) -> String {
         swap.reads,
         swap.out_bytes,
         swap.writes,
+    )
+}
+
+fn host_cache(vm: &VmStatus) -> String {
+    let swap = &vm.swap;
+    format!(
+        "{}, {} in, {} out; {} demoted",
+        sized(swap.cached_pages),
+        swap.cache_in_bytes,
+        swap.cache_out_bytes,
+        Pages(swap.demoted).bytes(),
     )
 }
 

@@ -41,6 +41,18 @@ pub(super) fn size(text: &str) -> Result<Bytes, String> {
     ))
 }
 
+/// A size in whole MiB, as the number of them.
+pub(super) fn mebibytes(text: &str) -> Result<String, String> {
+    let bytes: Bytes = text.parse().map_err(|error| format!("{error}"))?;
+    let mib = 1 << 20;
+    if bytes.0.is_multiple_of(mib) {
+        return Ok((bytes.0 / mib).to_string());
+    }
+    Err(format!(
+        "`{text}` is not a whole number of MiB, such as 512M or 10G"
+    ))
+}
+
 /// The name of a VM.
 pub(super) fn name(text: &str) -> Result<String, String> {
     check_vm_name(text).map_err(|error| error.to_string())?;

@@ -186,6 +186,7 @@ fn host_args(options: &DemoOptions, scratch: &Scratch) -> Vec<String> {
         http: None,
         runtime_dir: scratch.runtime_dir().path(),
         swap_dir: scratch.path(),
+        swap_cache: None,
         scratch: Some(scratch.path()),
         configuration: None,
     };

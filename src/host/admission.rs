@@ -27,7 +27,7 @@ use crate::engine::{EngineKind, Ram};
 use crate::page::{Budget, Need, Parking};
 use crate::policy::{self, FreeState, HostSnapshot, Ledger, ResourcePool, VmSnapshot};
 use crate::settings::{UnknownPool, VmSettings, VmSettingsError};
-use crate::swap::{SwapError, SwapFile};
+use crate::swap::{CacheFile, SwapError, SwapFile, Tiers};
 use crate::sys::SharedWords;
 use crate::throttle::Throttle;
 use crate::units::{Bytes, Pages, VmId};
@@ -226,6 +226,7 @@ impl Admission {
         let engine = self.engines.choose(hello.uffd, &params)?;
         // Only a guest with a userfaultfd can serve faults itself (ADR 12).
         params.inline &= engine == EngineKind::Uffd;
+        params.cached = self.configuration.swap_cache.is_some();
         // Before the promise, which is noted with the name.
         let name = self.take_name(&params)?;
         self.after_endings(|| self.promise(&name, &params, settings))?;
@@ -336,14 +337,17 @@ impl Admission {
         // As in ESX, there is room from the start for all that may ever be taken from the guest.
         let slots = vm_settings::swap_slots(params, settings);
         let dir = self.configuration.swap_dir(settings);
-        let swap = SwapFile::create(&dir, &params.name, slots, params.pages)?;
+        let file = SwapFile::create(&dir, &params.name, slots, params.pages)?;
+        let cache = self.configuration.swap_cache.as_ref();
+        let cache = cache.map(|cache| CacheFile::new(cache, &params.name, params.pages));
+        let cache = cache.transpose()?;
         let domain = self.configuration.domain(id, settings);
         let pool = self.pools.get(id, &domain);
         Ok(Parts {
             budget: Arc::clone(&self.budget),
             pool: pool.map_err(cannot("make the share pool"))?,
             zip,
-            swap,
+            swap: Tiers { file, cache },
             parking,
             vma_budget: self.engines.vma_budget,
             words: None,

@@ -58,7 +58,6 @@ fn seen(vm: &Vm, stalled: &Stalled) -> Seen {
     };
     let zip = refills(vm.stats.refill_zip.get(), Cause::RefillZip);
     let swap = refills(vm.stats.refill_swap.get(), Cause::RefillSwap);
-    let file = vm.swap.stats();
     let cache = vm.zip.lock();
     Seen {
         used: cache.pages_used(),
@@ -69,7 +68,7 @@ fn seen(vm: &Vm, stalled: &Stalled) -> Seen {
         returned: vm.ghosts.returned(),
         zip,
         swap,
-        swap_takes: !vm.is_swap_failing() && file.used < file.slots,
+        swap_takes: !vm.is_swap_failing() && vm.swap.room() > Pages(0),
     }
 }
 

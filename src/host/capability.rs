@@ -31,7 +31,14 @@ pub(super) struct Capabilities {
     max_map_count: Result<u32, String>,
     pub(super) vma_budget: u32,
     pub(super) machine: Machine,
+    disks: Disks,
+}
+
+/// What was found out about the directories of swapped pages.
+#[derive(Debug)]
+struct Disks {
     swap: SwapDirReport,
+    cache: Option<SwapDirReport>,
 }
 
 impl Capabilities {
@@ -41,6 +48,16 @@ impl Capabilities {
             dir: dir.clone(),
             source,
         })?;
+        let cache = options.swap_cache.as_deref().map(|dir| {
+            swap::probe(dir).map_err(|source| HostError::SwapCache {
+                dir: dir.to_owned(),
+                source,
+            })
+        });
+        let disks = Disks {
+            swap,
+            cache: cache.transpose()?,
+        };
         let uffd = uffd::open().map(|uffd| uffd.tracks_writes());
         let why = match (&uffd, options.engine) {
             (_, EngineChoice::Mprotect) => "asked for".to_owned(),
@@ -54,7 +71,7 @@ impl Capabilities {
             (Ok(tracks), EngineChoice::Uffd | EngineChoice::Auto) => Ok(tracks),
             (Err(error), EngineChoice::Auto) => Err(error),
             (uffd, EngineChoice::Mprotect) => {
-                return Ok(Self::with(options, EngineKind::Mprotect, why, uffd, swap));
+                return Ok(Self::with(options, EngineKind::Mprotect, why, uffd, disks));
             }
         };
         let kind = if engine.is_ok() {
@@ -62,7 +79,7 @@ impl Capabilities {
         } else {
             EngineKind::Mprotect
         };
-        Ok(Self::with(options, kind, why, engine, swap))
+        Ok(Self::with(options, kind, why, engine, disks))
     }
 
     fn with(
@@ -70,7 +87,7 @@ impl Capabilities {
         engine: EngineKind,
         why: String,
         uffd: io::Result<bool>,
-        swap: SwapDirReport,
+        disks: Disks,
     ) -> Self {
         let max_map_count = max_map_count();
         let limit = max_map_count
@@ -88,7 +105,7 @@ impl Capabilities {
             max_map_count,
             vma_budget,
             machine: Machine::at(Path::new("/")),
-            swap,
+            disks,
         }
     }
 
@@ -106,13 +123,6 @@ impl Capabilities {
 
     /// What was found out, as a table for people.
     pub(super) fn table(&self, options: &HostOptions) -> String {
-        let yes = |yes: bool, consequence: &str| {
-            if yes {
-                "yes".to_owned()
-            } else {
-                format!("no: {consequence}")
-            }
-        };
         let vmas = match &self.max_map_count {
             Ok(limit) => format!("{limit}; {} for guest RAM", self.vma_budget),
             Err(error) => format!("unknown ({error}); {} for guest RAM", self.vma_budget),
@@ -126,8 +136,7 @@ impl Capabilities {
         let fits = objection.map_or("yes".to_owned(), |why| {
             format!("no: {why}; the kernel may end guests or the host")
         });
-        let swap = &self.swap;
-        let rows = [
+        let head = [
             ("budget", self.budget(options)),
             ("  fits into memory", fits),
             ("engine", format!("{}: {}", self.engine.name(), self.why)),
@@ -138,38 +147,57 @@ impl Capabilities {
             ),
             ("guests are isolated", isolation()),
             ("mappings a guest may have", vmas),
-            (
-                "swap directory",
-                format!(
-                    "{} ({}, {} free)",
-                    options.swap_dir.display(),
-                    swap.filesystem,
-                    swap.available
-                ),
-            ),
-            (
-                "  is on a disk",
-                yes(!swap.in_memory, "swapping there frees no memory"),
-            ),
-            (
-                "  direct I/O",
-                yes(swap.direct_io, "swapped pages may stay in the page cache"),
-            ),
-            (
-                "  reserves space",
-                yes(swap.reserves, "a full disk shows only when swapping"),
-            ),
-            (
-                "runtime directory",
-                options.runtime_dir.path().display().to_string(),
-            ),
         ];
+        let swap = rows_of("swap directory", &options.swap_dir, &self.disks.swap);
+        let cache = self.disks.cache.iter().zip(&options.swap_cache);
+        let cache = cache.flat_map(|(disk, dir)| {
+            let size = options.layers.effective().swap_cache_pages().bytes();
+            let room = yes(
+                size <= disk.available,
+                "pages go to swap files once it is full",
+            );
+            let size = [("  its size", size.to_string()), ("  has room", room)];
+            rows_of("host cache", dir, disk).into_iter().chain(size)
+        });
+        let tail = [(
+            "runtime directory",
+            options.runtime_dir.path().display().to_string(),
+        )];
+        let rows = head.into_iter().chain(swap).chain(cache).chain(tail);
         let mut table = String::new();
         for (name, value) in rows {
             let _ = writeln!(table, "{name:<27}{value}");
         }
         table
     }
+}
+
+fn yes(yes: bool, consequence: &str) -> String {
+    if yes {
+        "yes".to_owned()
+    } else {
+        format!("no: {consequence}")
+    }
+}
+
+/// What was found out about a directory of swapped pages.
+fn rows_of(name: &'static str, dir: &Path, disk: &SwapDirReport) -> [(&'static str, String); 4] {
+    let (kind, free) = (&disk.filesystem, disk.available);
+    [
+        (name, format!("{} ({kind}, {free} free)", dir.display())),
+        (
+            "  is on a disk",
+            yes(!disk.in_memory, "swapping there frees no memory"),
+        ),
+        (
+            "  direct I/O",
+            yes(disk.direct_io, "swapped pages may stay in the page cache"),
+        ),
+        (
+            "  reserves space",
+            yes(disk.reserves, "a full disk shows only when swapping"),
+        ),
+    ]
 }
 
 /// Whether a guest can reach what other guests have, and how (docs/security.md).

@@ -4,14 +4,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::options::HostOptions;
 use super::resource_pools::ResourcePools;
 use crate::policy::Policy;
 use crate::settings::{
-    ConfigFile, Domain, HostSettings, Layers, SettingError, SettingView, VmPatch, VmSettings,
+    ConfigFile, Domain, HostSettings, Key, Layers, SettingError, SettingView, VmPatch, VmSettings,
 };
+use crate::swap::HostCache;
 use crate::units::VmId;
 
 /// What is configured. The locks of `held` and `seen` are taken one at a time.
@@ -24,6 +25,8 @@ pub(super) struct Configuration {
     revision: AtomicU64,
     /// Where swap files are made unless a VM's settings say otherwise.
     swap_dir: PathBuf,
+    /// The host cache of swapped pages, if there is one.
+    pub(super) swap_cache: Option<Arc<HostCache>>,
     /// By which rule memory is divided.
     pub(super) policy: &'static dyn Policy,
     /// The tree of pools that VMs are in.
@@ -77,6 +80,7 @@ impl Configuration {
             seen: Mutex::new(seen),
             revision: AtomicU64::new(0),
             swap_dir: options.swap_dir.clone(),
+            swap_cache: (options.swap_cache.as_deref()).map(|dir| Arc::new(HostCache::new(dir))),
             policy: options.policy,
             resource_pools: ResourcePools::new(pools.unwrap_or_default()),
         }
@@ -95,11 +99,28 @@ impl Configuration {
     /// Sets a host setting.
     pub(super) fn set(&self, name: &str, value: &str) -> Result<SettingView, SettingError> {
         let mut held = lock(&self.held);
+        let before = held.layers.clone();
         let view = held.layers.set(name, value)?;
+        if let Err(error) = self.check_cache(&held.layers.effective()) {
+            held.layers = before;
+            return Err(error);
+        }
         held.effective = held.layers.effective();
         drop(held);
         self.note_change();
         Ok(view)
+    }
+
+    /// Refuses the size of a host cache that has no directory.
+    pub(super) fn check_cache(&self, settings: &HostSettings) -> Result<(), SettingError> {
+        if settings.swap_cache_size == 0 || self.swap_cache.is_some() {
+            return Ok(());
+        }
+        Err(SettingError::Value {
+            name: Key::SwapCacheSize.spec().name,
+            value: settings.swap_cache_size.to_string(),
+            allowed: "0, as this host was started without --swap-cache DIR".to_owned(),
+        })
     }
 
     /// The configuration file that is in force.

@@ -58,6 +58,14 @@ pub enum HostError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// No file of the host cache can be made.
+    #[error("cannot make files of the host cache in `{}`", dir.display())]
+    SwapCache {
+        /// The directory.
+        dir: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// Balloon sessions cannot be recorded.
     #[error("cannot record balloon sessions in `{}`", dir.display())]
     RecordBalloon {

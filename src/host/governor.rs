@@ -21,6 +21,7 @@ use super::orders;
 use super::pools::Pools;
 use super::service::Pulse;
 use super::snapshot::snapshot;
+use super::tiers::Division;
 use super::vm_settings;
 use super::vm_status::note_rates;
 use super::watchdog::Watchdog;
@@ -56,6 +57,7 @@ struct Known {
     balance: Balance,
     laws: Laws,
     watchdog: Watchdog,
+    division: Division,
 }
 
 impl Known {
@@ -64,6 +66,7 @@ impl Known {
             balance: Balance::default(),
             laws: Laws::default(),
             watchdog: Watchdog::new(),
+            division: Division::default(),
         }
     }
 }
@@ -188,6 +191,8 @@ impl Governor {
             caches::apply(member, &settings, &stalled, now);
             note_rates(member, floor, now);
         }
+        let cache = self.configuration.swap_cache.as_deref();
+        known.division.apply(cache, &settings, &members);
         self.note_overcommit(&members, now);
         let asked = (self.state(), self.configuration.revision());
         let estimate = |member: &Arc<Member>| (member.vm.id, member.active(floor));

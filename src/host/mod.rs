@@ -58,6 +58,7 @@ mod snapshot;
 mod status;
 mod surroundings;
 mod survey;
+mod tiers;
 mod traced;
 mod vm_settings;
 mod vm_status;

@@ -24,6 +24,8 @@ pub struct HostOptions {
     pub engine: EngineChoice,
     /// Where swap files are made.
     pub swap_dir: PathBuf,
+    /// Where the host cache of swapped pages is, if there is one.
+    pub swap_cache: Option<PathBuf>,
     /// Where the sockets are.
     pub runtime_dir: RuntimeDir,
     /// Where sessions of balloon agents are recorded, if at all.

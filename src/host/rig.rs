@@ -52,6 +52,7 @@ pub(super) fn options(dir: &Path, memory: Bytes, config: Option<&str>) -> HostOp
         policy: &Esx,
         engine: EngineChoice::Mprotect,
         swap_dir: dir.to_owned(),
+        swap_cache: None,
         runtime_dir: RuntimeDir::new("/run/memvisor").expect("short enough"),
         record_balloon: None,
         http: None,

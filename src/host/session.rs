@@ -187,6 +187,7 @@ fn welcome(
     let swap = admitted
         .parts
         .swap
+        .file
         .read_only_fd()
         .map_err(cannot("open the swap file to read"))?;
     let claims = admitted.claims.as_deref();

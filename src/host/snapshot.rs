@@ -77,7 +77,6 @@ pub(crate) fn of_vm(
         let zip = vm.zip.lock();
         (u64::from(zip.pages_used()), u64::from(zip.max_pages()))
     };
-    let swap = vm.swap.stats();
     let exhausted = vm.exhausted(now);
     let room = |pages: u64, exhausted: bool| Pages(if exhausted { 0 } else { pages });
     VmSnapshot {
@@ -98,8 +97,8 @@ pub(crate) fn of_vm(
         balloon_by_hand: vm.orders.manual(),
         active,
         stall_us_per_s: vm.stalls.refills_us_per_s(),
-        swap_room: room(swap.slots.saturating_sub(swap.used).0, exhausted.swap),
-        swap_failing: vm.is_swap_failing(),
+        swap_room: room(vm.swap.room().0, exhausted.swap),
+        swap_failing: vm.is_swap_failing() && !vm.swap.takes_cached(),
         pressing: vm.is_at_ceiling() && vm.parking.is_starved(),
         ..VmSnapshot::default()
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::census::Counts;
 use super::daemon::Host;
 use super::member::Member;
+use super::tiers::Division;
 use super::vm_status::{millis, vm_status};
 use crate::policy::{self, HostSnapshot, Ledger, ROOT, ResourcePool, VmSnapshot};
 use crate::telemetry::{
@@ -54,6 +55,7 @@ impl Host {
                 reserve_pages: thresholds.share_reserve,
                 ..self.share_status(&vms, totals.homes.shared_pages)
             },
+            swap_cache: Division::status(self.configuration.swap_cache.as_deref()),
             totals,
             machine: self.surroundings.status(&vms),
             pools: self.pool_statuses(&ledger, &promising),

@@ -9,6 +9,7 @@ use super::snapshot::sharing_saved;
 use crate::balloon::BalloonCounters;
 use crate::page::Claims;
 use crate::settings::VmSettings;
+use crate::swap::CacheFile;
 use crate::telemetry::{
     ActivityStatus, AllocationStatus, BalloonSessionStatus, BalloonStatus, EvictStatus,
     FaultStatus, GuestClaims, Health, Homes, LatencyStatus, ScanStatus, SharingStatus, StallStatus,
@@ -201,7 +202,9 @@ fn guest(member: &Member) -> GuestClaims {
 }
 
 fn swap(vm: &Vm) -> SwapStatus {
-    let stats = vm.swap.stats();
+    let stats = vm.swap.file.stats();
+    let cache = vm.swap.cache.as_ref();
+    let cached = cache.map(CacheFile::stats).unwrap_or_default();
     SwapStatus {
         slots: stats.used.0,
         target_pages: vm.orders.swap_target(),
@@ -210,6 +213,11 @@ fn swap(vm: &Vm) -> SwapStatus {
         in_bytes: stats.read.bytes(),
         out_bytes: stats.written.bytes(),
         errors: vm.stats.swap_errors.get(),
+        cached_pages: cached.used,
+        cache_in_bytes: cached.read.bytes(),
+        cache_out_bytes: cached.written.bytes(),
+        cache_errors: vm.stats.cache_errors.get(),
+        demoted: vm.stats.demoted.get(),
         unswapped: vm.stats.unswapped.get(),
         unswap_rate: vm.orders.unswap().unwrap_or(0),
     }

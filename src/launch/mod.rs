@@ -42,6 +42,7 @@ pub(crate) struct HostStart<'a> {
     pub(crate) http: Option<HttpAddress>,
     pub(crate) runtime_dir: &'a Path,
     pub(crate) swap_dir: &'a Path,
+    pub(crate) swap_cache: Option<&'a Path>,
     /// A directory that the host removes if this process dies.
     pub(crate) scratch: Option<&'a Path>,
     /// Its configuration file.
@@ -67,6 +68,9 @@ impl HostStart<'_> {
         }
         give("--runtime-dir", text(self.runtime_dir));
         give("--swap-dir", text(self.swap_dir));
+        if let Some(cache) = self.swap_cache {
+            give("--swap-cache", text(cache));
+        }
         if let Some(scratch) = self.scratch {
             give("--scratch", text(scratch));
         }

@@ -75,6 +75,8 @@ impl Claims {
             Home::Resident if !entry.is_open() => State::Frozen,
             _ if entry.is_sampled() => State::None,
             Home::Compressed(_) => State::Zip,
+            // The guest has its swap file, but not its part of the host cache.
+            Home::Swapped(slot) if slot.is_cached() => State::None,
             Home::Swapped(_) => State::Swap,
             Home::Shared(_) => State::Frame,
             Home::Untouched | Home::Zero => State::Empty,

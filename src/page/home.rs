@@ -15,7 +15,7 @@ pub enum Home {
     Shared(FrameId),
     /// In a slot of the VM's compression cache.
     Compressed(SlotId),
-    /// In a slot of the VM's swap file.
+    /// In a slot of the VM's swap file, or of its part of the host cache.
     Swapped(SlotId),
     /// Nowhere: the guest gave the page up.
     Ballooned,
@@ -76,6 +76,8 @@ impl Home {
             }
             // The cache is full: its oldest page leaves for the swap file.
             (Compressed(_), Swapped(_)) => true,
+            // A page of the host cache is demoted.
+            (Swapped(from), Swapped(to)) => from.is_cached() && !to.is_cached(),
             // Inflating takes any page; deflating gives it back as untouched.
             (_, Ballooned) => !matches!(self, Ballooned),
             (Ballooned, Untouched) => true,
@@ -123,5 +125,14 @@ mod tests {
                 "..xx..x", "..xx..x", ".x.xxxx", "..x.xxx", "..x..xx", "..x...x", "x.x...."
             ]
         );
+    }
+
+    #[test]
+    fn swapped_pages_only_move_from_the_host_cache_to_the_swap_file() {
+        let (file, cache) = (SlotId(9), SlotId(9).cached());
+        assert_eq!(cache.in_file(), file);
+        let may = |from, to| Home::Swapped(from).may_become(Home::Swapped(to));
+        assert!(may(cache, file));
+        assert!(!may(file, cache) && !may(file, file) && !may(cache, cache));
     }
 }

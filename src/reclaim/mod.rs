@@ -3,7 +3,8 @@
 //! The policy decides how much has to be freed, and from which VM. This module carries that out, in bounded batches,
 //! for as long as less memory is free than the policy aims at (ADR 17). A page leaves RAM for the cheapest home that
 //! will take it, in ESX's order: nothing at all (zero), a frame that exists already (share before swap), the
-//! compression cache, the swap file.
+//! compression cache, the host cache of swapped pages, the swap file. Pages move on from each cache to what is behind it
+//! (`stash.rs`, `demote.rs`).
 //!
 //! The steps are always the same: lock, freeze, copy out, store, switch the home, give the memory back, unlock.
 //! At every instant one valid copy exists. A page that no home takes stays where it is: its guest
@@ -23,6 +24,7 @@
 //! the digest, the comparison with a frame and the compressor all use that copy while it is in the cache.
 
 mod cold;
+mod demote;
 mod evict;
 mod job;
 mod pace;

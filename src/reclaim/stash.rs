@@ -1,4 +1,5 @@
-//! Moves the content of pages to where it costs less: into the compression cache, else into the swap file.
+//! Moves the content of pages to where it costs less: into the compression cache, else into the host cache or the
+//! swap file.
 
 use std::error::Error;
 
@@ -51,36 +52,89 @@ impl Cluster {
         self.digests.push(digest(content));
     }
 
-    /// Writes the pages, and returns the slot of each; `None` for those that the swap file did not take.
+    /// Writes the pages, and returns the slot of each; `None` for those that neither the host cache nor the swap file
+    /// took.
     pub(super) fn write(&self, vm: &Vm) -> Vec<Option<SlotId>> {
-        let mut slots = Vec::with_capacity(self.contents.len());
-        let count = u32::try_from(self.contents.len()).unwrap_or(u32::MAX);
+        let mut slots = self.write_to_cache(vm);
+        slots.extend(self.write_behind(vm, slots.len(), |count| vm.swap.allocate(count)));
+        for (at, slot) in slots.iter().enumerate() {
+            if let Some(slot) = slot {
+                self.describe(vm, at, *slot);
+            }
+        }
+        slots
+    }
+
+    /// Writes the pages to the swap file, into slots from `allocate`, and returns the slot of each; `None` for those that
+    /// it did not take. Nobody is told yet where they are.
+    pub(super) fn write_to_file(
+        &self,
+        vm: &Vm,
+        allocate: impl FnOnce(u32) -> Vec<SlotRun>,
+    ) -> Vec<Option<SlotId>> {
+        self.write_behind(vm, 0, allocate)
+    }
+
+    /// Tells whom it concerns that the page at `at`, which is locked, is in this slot.
+    pub(super) fn describe(&self, vm: &Vm, at: usize, slot: SlotId) {
+        vm.describe_swap(self.gfns[at], slot, &self.contents[at]);
+        if let Some(witness) = vm.table.witness() {
+            witness.hashed(self.gfns[at], self.digests[at]);
+        }
+    }
+
+    /// Writes the first pages to the host cache, as many as it takes.
+    fn write_to_cache(&self, vm: &Vm) -> Vec<Option<SlotId>> {
+        let Some(cache) = &vm.swap.cache else {
+            return Vec::new();
+        };
+        let (stored, result) = vm
+            .swap
+            .store_cached(&self.gfns, &self.contents, &self.digests);
+        match result {
+            Err(error) => {
+                vm.stats.cache_errors.one();
+                if cache.note_failing(true) {
+                    let error: &dyn Error = &error;
+                    let vm = &vm.params.name;
+                    tracing::error!(%vm, error, "the host cache fails, pages go to the swap file");
+                }
+            }
+            Ok(()) if !stored.is_empty() && cache.note_failing(false) => {
+                tracing::info!(vm = %vm.params.name, "the host cache takes pages again");
+            }
+            Ok(()) => {}
+        }
+        stored.into_iter().map(Some).collect()
+    }
+
+    /// Writes the pages from `first` on to the swap file.
+    fn write_behind(
+        &self,
+        vm: &Vm,
+        first: usize,
+        allocate: impl FnOnce(u32) -> Vec<SlotRun>,
+    ) -> Vec<Option<SlotId>> {
+        let (contents, digests) = (&self.contents[first..], &self.digests[first..]);
+        let count = u32::try_from(contents.len()).unwrap_or(u32::MAX);
         let runs = if count == 0 {
             Vec::new()
         } else {
-            vm.swap.allocate(count)
+            allocate(count)
         };
+        let mut slots = Vec::with_capacity(contents.len());
         for run in runs {
             let range = slots.len()..slots.len() + run.len as usize;
-            let written = vm.swap.write(
-                run,
-                &self.contents[range.clone()],
-                &self.digests[range.clone()],
-            );
+            let written = vm
+                .swap
+                .file
+                .write(run, &contents[range.clone()], &digests[range]);
             // A run that cannot be written costs only its own pages: the others may lie on a sound part of the disk.
             slots.extend(run.slots().map(|slot| written.is_ok().then_some(slot)));
-            if written.is_ok() {
-                for (slot, at) in run.slots().zip(range) {
-                    vm.describe_swap(self.gfns[at], slot, &self.contents[at]);
-                    if let Some(witness) = vm.table.witness() {
-                        witness.hashed(self.gfns[at], self.digests[at]);
-                    }
-                }
-            }
             note_written(vm, run, written);
         }
         // The swap file may have had fewer free slots than there are pages.
-        slots.resize(self.contents.len(), None);
+        slots.resize(contents.len(), None);
         slots
     }
 }

@@ -35,10 +35,10 @@ impl Stores {
         let trimmed = trim_cache(vm, STEP.into());
         // The cache is too large, but its oldest pages can go nowhere now: this must not become a busy loop.
         let waits = trimmed == Pages(0) && vm.zip.lock().is_above_limit();
-        let copying = match vm.swap.step_move(STEP.into()) {
+        let copying = match vm.swap.file.step_move(STEP.into()) {
             Ok(Progress::Moving { left }) => Some(left),
             Ok(Progress::Done) => {
-                let dir = vm.swap.dir();
+                let dir = vm.swap.file.dir();
                 tracing::info!(vm = %vm.params.name, dir = %dir.display(), "the swap file has moved");
                 None
             }
@@ -49,7 +49,7 @@ impl Stores {
                 None
             }
         };
-        if let Err(error) = vm.swap.trim() {
+        if let Err(error) = vm.swap.file.trim() {
             tracing::debug!(vm = %vm.params.name, %error, "disk space is given back later");
         }
         self.due = if trimmed > Pages(0) || copying.is_some_and(|left| left > Pages(0)) {

@@ -3,8 +3,8 @@
 //! Only the worker of a VM takes pages away from it and commands its shim. It works in small pieces, in this order: a
 //! scan of pages that other VMs found to equal theirs; one job of the balloon's session or the guest, which wait for
 //! the answer; eviction that the policy has ordered; a slice of scanning and a step of sampling when they are due;
-//! what changed settings ask of sharing; a slice of a survey; what they ask of the stores; a slice of swapped pages to
-//! bring back; and a slice of the VM to be looked through for cold pages.
+//! what changed settings ask of sharing; a slice of a survey; what they ask of the stores; a cluster of pages to
+//! demote; a slice of swapped pages to bring back; and a slice of the VM to be looked through for cold pages.
 //!
 //! When a piece is due depends on the time, as do the pauses after something that could not be done. Each step is
 //! given the time, and returns until when nothing is due. A thread with a queue sleeps until then
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam::atomic::AtomicCell;
 
 use super::cold::{Cold, Hand};
+use super::demote::Demoter;
 use super::evict::Evictor;
 use super::job::{Job, Queue, Routine};
 use super::pace::Pace;
@@ -50,6 +51,7 @@ pub(crate) struct Core {
     joining: Option<Joining>,
     survey: Option<Box<Survey>>,
     stores: Stores,
+    demoter: Demoter,
     unswapper: Unswapper,
     cold: Hand,
 }
@@ -73,6 +75,7 @@ impl Core {
             joining: None,
             survey: None,
             stores: Stores::default(),
+            demoter: Demoter::default(),
             unswapper: Unswapper::default(),
             cold: Hand::new(Cold::default(), now),
             routine: Arc::clone(&queue.routine),
@@ -123,6 +126,7 @@ impl Core {
             self.survey = None;
         }
         self.stores.step(&self.vm, now);
+        self.demoter.step(&self.vm, now);
         self.unswapper.step(&self.vm, now, routine.unswap_rate);
         let evictor = &mut self.evictor;
         self.cold.step(&self.vm, evictor, now, routine.cold)?;
@@ -137,7 +141,10 @@ impl Core {
         let joining = self.joining.as_ref().map(Joining::due);
         let scan = self.scan_due(routine.scan_rate);
         let survey = self.survey.as_ref().map(|_| now);
-        let stores = [self.stores.due(), self.unswapper.due(), self.cold.due()];
+        let stores = [self.stores.due(), self.demoter.due()];
+        let stores = stores
+            .into_iter()
+            .chain([self.unswapper.due(), self.cold.due()]);
         let all = [self.evict_due(), scan, sample, joining, survey];
         let all = all.into_iter().chain(stores);
         all.flatten().fold(now + IDLE, Instant::min)

@@ -21,7 +21,7 @@ use crate::reclaim::{Core, Queue, WorkerHandle, queue};
 use crate::sample::Sampler;
 use crate::settings::{ROOT_POOL, VmSettings};
 use crate::share::Peers;
-use crate::swap::SwapFile;
+use crate::swap::{SwapFile, Tiers};
 use crate::trace::format::VmFacts;
 use crate::units::{Gfn, Pages, VmId};
 use crate::vm::{Cause, Parts, Vm, VmParams};
@@ -74,6 +74,7 @@ impl Guest {
             pages: known.facts.pages,
             workload: String::new(),
             inline: false,
+            cached: false,
         };
         if !budget.take(params.metadata().0, Urgency::Reclaim) {
             return Ok(None);
@@ -93,7 +94,7 @@ impl Guest {
             pool: Arc::clone(pool),
             words: None,
             zip: ZipCache::new("memvisor-replay", params.pages).map_err(memory)?,
-            swap: swap.map_err(|error| memory(std::io::Error::other(error)))?,
+            swap: (swap.map(Tiers::from)).map_err(|error| memory(std::io::Error::other(error)))?,
             parking: Arc::new(Parking::new().map_err(memory)?),
             // A mapping of a guest that maps nothing costs nothing.
             vma_budget: u32::MAX,

@@ -214,6 +214,7 @@ fn frames(story: &Story, memory: Pages) -> Pages {
             pages: vm.facts.pages,
             workload: String::new(),
             inline: false,
+            cached: false,
         };
         params.metadata().0
     });

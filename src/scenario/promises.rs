@@ -190,6 +190,7 @@ impl<'a> Promises<'a> {
             pages: u32::try_from(guest.memory.pages().0).unwrap_or(u32::MAX),
             workload: String::new(),
             inline: guest.inline && self.setup.start.engine != Some(EngineChoice::Mprotect),
+            cached: self.setup.start.swap_cache.is_some(),
         };
         params.metadata()
     }

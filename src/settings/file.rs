@@ -139,6 +139,7 @@ impl ConfigFile {
             ("memory", was.memory == is.memory),
             ("engine", was.engine == is.engine),
             ("swap-dir", was.swap_dir == is.swap_dir),
+            ("swap-cache", was.swap_cache == is.swap_cache),
             ("record-balloon", was.record_balloon == is.record_balloon),
             ("http", was.http == is.http),
         ];

@@ -6,7 +6,7 @@ use super::table::HostSettings;
 use super::value::Value;
 use crate::policy::{Config, Esx, Policy, Stall};
 use crate::reclaim::Cold;
-use crate::units::Bytes;
+use crate::units::{Bytes, Pages};
 
 impl Profile {
     /// The default of a setting in this profile.
@@ -62,6 +62,12 @@ impl HostSettings {
     pub fn unswap_pages(&self) -> u32 {
         let bytes = Bytes::from_mib(self.unswap_rate.into());
         u32::try_from(bytes.pages().0).unwrap_or(u32::MAX)
+    }
+
+    /// How much swapped pages may take of the host cache.
+    #[must_use]
+    pub fn swap_cache_pages(&self) -> Pages {
+        Bytes::from_mib(self.swap_cache_size.into()).pages()
     }
 
     /// What is cold, and how much of it may come back.

@@ -33,6 +33,9 @@ pub struct StartSettings {
     /// Where swap files are made.
     #[serde(deserialize_with = "directory")]
     pub swap_dir: Option<PathBuf>,
+    /// Where the host cache of swapped pages is.
+    #[serde(deserialize_with = "directory")]
+    pub swap_cache: Option<PathBuf>,
     /// Where sessions of balloon agents are recorded.
     #[serde(deserialize_with = "directory")]
     pub record_balloon: Option<PathBuf>,

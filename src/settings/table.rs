@@ -323,6 +323,21 @@ host_settings! {
         esx: Value::Whole(0),
         deviation: "no setting in ESX, where an operator asks for it",
     }
+    /// how much of the directory `--swap-cache` the swapped pages of all VMs together may take; 0: nothing
+    Memvisor.SwapCacheSize => swap_cache_size: u32 {
+        group: "eviction",
+        kind: Kind::whole("MiB", 0, 16_777_216),
+        esx: Value::Whole(0),
+        deviation: "no setting in ESX, where the host cache has a size on each datastore",
+    }
+    /// by how much longer than its disk each read and write of a swap file takes, for experiments with slow disks; the
+    /// host cache is not slowed
+    Memvisor.SwapDelay => swap_delay: Duration {
+        group: "eviction",
+        kind: Kind::time("ms", 0, 1000),
+        esx: Value::Time(Duration::ZERO),
+        deviation: "no setting in ESX",
+    }
     /// for how long a guest has not touched a page that is taken from it though nobody is short of memory; 0: none is
     Memvisor.ColdAge => cold_age: Duration {
         group: "eviction",

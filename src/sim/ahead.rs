@@ -127,7 +127,7 @@ fn swapped_pages_read_here_and_there_come_one_by_one() {
         let (all, stats) = (u64::from(PAGES / 2), &guest.vm.stats);
         let refills = (stats.refill_swap.get(), stats.inline_swap_ins.get());
         assert_eq!(refills, (all, if itself { all } else { 0 }));
-        let reads = (guest.vm.swap.stats().read.0, guest.disk.reads());
+        let reads = (guest.vm.swap.file.stats().read.0, guest.disk.reads());
         assert_eq!(reads, (all, PAGES / 2));
     });
 }

@@ -1,5 +1,5 @@
-//! One story of a host with two guests, repeated with a failure at each step in turn: the guest dies, or the disk under
-//! its swap file refuses a write.
+//! One story of a host with two guests, repeated with a failure at each step in turn: the guest dies, or the disk of
+//! its swap file or of the host cache refuses a write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +13,20 @@ use super::{Guest, Host, Spec};
 use crate::compress::samples;
 use crate::engine::{EngineError, EngineKind};
 use crate::share::AttachRequest;
-use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf};
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages};
 
 const PAGES: u32 = 24;
 /// More steps than the story has.
 const ENDLESS: u32 = 1000;
+/// So few pages of the host cache that most of those that come there are demoted.
+const CACHED: u64 = 4;
 
 /// A host on which both guests have written all their pages: some zero, some equal to others, some that compress and
 /// some that do not.
-fn prologue(kind: EngineKind) -> (Host, [Guest; 2]) {
+/// The host cache has room for `cached` pages.
+fn prologue(kind: EngineKind, cached: u64) -> (Host, [Guest; 2]) {
     let host = Host::roomy();
+    host.cache.set_size(Pages(cached));
     let guests = [1, 2].map(|id| {
         let spec = Spec {
             zip_pages: 3,
@@ -79,8 +83,8 @@ fn story(host: &Host, guest: &mut Guest) -> Result<(), EngineError> {
 
 /// Has a guest die after this many steps, and checks that it leaves nothing and that the other guest keeps every byte.
 /// Whether the guest died before the story ended.
-pub(super) fn die_after(kind: EngineKind, steps: u32) -> bool {
-    let (host, [mut doomed, mut other]) = prologue(kind);
+pub(super) fn die_after(kind: EngineKind, cached: u64, steps: u32) -> bool {
+    let (host, [mut doomed, mut other]) = prologue(kind, cached);
     doomed.space.life.set(steps);
     let told = story(&host, &mut doomed);
     let is_dead = doomed.space.life.is_over();
@@ -95,31 +99,45 @@ pub(super) fn die_after(kind: EngineKind, steps: u32) -> bool {
 
 #[test]
 fn guest_that_dies_at_any_step_leaves_nothing_and_takes_nothing_along() {
-    for kind in KINDS {
-        let lived = (0..ENDLESS).find(|steps| !die_after(kind, *steps));
+    for (kind, cached) in KINDS
+        .into_iter()
+        .zip([0, CACHED])
+        .chain([(KINDS[0], CACHED)])
+    {
+        let lived = (0..ENDLESS).find(|steps| !die_after(kind, cached, *steps));
         let steps = lived.expect("the story ends");
         assert!(steps > 10, "only {steps} steps in {kind:?}");
     }
 }
 
-/// Has the disk take `steps` writes and then fail for `writes` of them, and checks that no byte is lost. Whether it
-/// failed at all.
-fn fail_after(kind: EngineKind, steps: u32, writes: u32, errno: Errno) -> bool {
-    let (host, [mut guest, other]) = prologue(kind);
-    guest.disk.fail_after(steps, writes, Some(errno));
+/// Has a disk, of the host cache or of the swap file, take `steps` writes and then fail for `writes` of them, and checks
+/// that no byte is lost. Whether it failed at all.
+fn fail_after(of_cache: bool, kind: EngineKind, steps: u32, (writes, errno): (u32, Errno)) -> bool {
+    let (host, [mut guest, other]) = prologue(kind, if of_cache { CACHED } else { 0 });
+    let disk = if of_cache {
+        &guest.cache_disk
+    } else {
+        &guest.disk
+    };
+    disk.fail_after(steps, writes, Some(errno));
     story(&host, &mut guest).expect("a disk is no guest");
     host.check(&[&guest, &other]);
     (0..PAGES).for_each(|gfn| guest.read(gfn));
-    let has_failed = guest.vm.stats.swap_errors.get() > 0;
+    let stats = &guest.vm.stats;
+    let has_failed = stats.swap_errors.get() + stats.cache_errors.get() > 0;
     host.end([guest, other]);
     has_failed
 }
 
 #[test]
-fn swap_that_fails_at_any_write_loses_no_byte() {
-    for kind in KINDS {
-        for (writes, errno) in [(1, Errno::EIO), (1, Errno::ENOSPC), (ENDLESS, Errno::EIO)] {
-            let whole = (0..ENDLESS).find(|step| !fail_after(kind, *step, writes, errno));
+fn disk_that_fails_at_any_write_loses_no_byte() {
+    let faults = [(1, Errno::EIO), (1, Errno::ENOSPC), (ENDLESS, Errno::EIO)];
+    for of_cache in [false, true] {
+        for (kind, fault) in KINDS
+            .into_iter()
+            .flat_map(|kind| faults.map(|it| (kind, it)))
+        {
+            let whole = (0..ENDLESS).find(|step| !fail_after(of_cache, kind, *step, fault));
             let steps = whole.expect("the story ends");
             assert!(steps > 2, "only {steps} writes in {kind:?}");
         }

@@ -1,6 +1,7 @@
 //! A simulated host: budget, pools, guests, and the check that every counter is right.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::claim_table;
@@ -12,8 +13,8 @@ use crate::pool::{Hints, Pool};
 use crate::reclaim::victims::{self, Choice};
 use crate::reclaim::{Job, WorkerHandle};
 use crate::share::Peers;
-use crate::swap::SwapFile;
 use crate::swap::faulty::FaultyStorage;
+use crate::swap::{CacheFile, HostCache, SwapFile, Tiers};
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, PageBuf, Pages, VmId};
 use crate::vm::{Blocked, Parts, Vm, VmParams};
@@ -67,6 +68,8 @@ pub(super) struct Guest {
     pub(super) vm: Arc<Vm>,
     pub(super) space: Arc<AddressSpace>,
     pub(super) disk: Arc<FaultyStorage>,
+    /// The disk of its part of the host cache.
+    pub(super) cache_disk: Arc<FaultyStorage>,
     pub(super) threads: Vec<GuestThread>,
     pub(super) faults: FaultThread,
     pub(super) worker: Worker,
@@ -79,6 +82,8 @@ pub(super) struct Host {
     pub(super) pools: Vec<Arc<Pool>>,
     pub(super) peers: Arc<Registry>,
     pub(super) clock: Clock,
+    /// Without a size, so that swapped pages go to swap files, unless a test gives it one.
+    pub(super) cache: Arc<HostCache>,
 }
 
 impl Host {
@@ -92,6 +97,7 @@ impl Host {
             pools: (0..salts).map(|salt| Arc::new(pool(salt))).collect(),
             peers: Arc::default(),
             clock: Clock::default(),
+            cache: Arc::new(HostCache::new(Path::new("cache"))),
         }
     }
 
@@ -103,11 +109,18 @@ impl Host {
             workload: String::new(),
             // Not even for an inline guest: its claim table is a model here, and nobody charges memory for it.
             inline: false,
+            cached: false,
         };
         if !self.budget.take(params.metadata().0, Urgency::Touch) {
             return None;
         }
         let disk = Arc::new(FaultyStorage::of(spec.swap_slots, u32::MAX));
+        let cache_disk = Arc::new(FaultyStorage::of(0, u32::MAX));
+        let cache = Arc::new(Arc::clone(&cache_disk));
+        let swap = Tiers {
+            file: SwapFile::over(Arc::new(Arc::clone(&disk)), spec.swap_slots, spec.pages),
+            cache: Some(CacheFile::over(&self.cache, cache, spec.pages)),
+        };
         let zip = ZipCache::new("sim-zip", spec.zip_pages).expect("a small memfd");
         let claims = spec
             .inline
@@ -119,7 +132,7 @@ impl Host {
             pool: Arc::clone(&self.pools[spec.salt]),
             words,
             zip,
-            swap: SwapFile::over(Arc::new(Arc::clone(&disk)), spec.swap_slots, spec.pages),
+            swap,
             parking: Arc::new(Parking::new().expect("an eventfd")),
             vma_budget: spec.vma_budget,
             witness: None,
@@ -143,6 +156,7 @@ impl Host {
             vm,
             space,
             disk,
+            cache_disk,
         })
     }
 
@@ -176,6 +190,11 @@ impl Host {
         }
         let in_use = private + frames_used + self.budget.granted().0;
         assert_eq!(self.budget.used().0, in_use, "charged, and in use");
+        let cached = guests
+            .iter()
+            .filter_map(|guest| guest.vm.swap.cache.as_ref());
+        let cached: u64 = cached.map(|cache| u64::from(cache.len())).sum();
+        assert_eq!(self.cache.taken().0, cached, "taken of the host cache");
         assert!(self.budget.used() <= self.budget.total());
     }
 
@@ -272,7 +291,11 @@ impl Guest {
         assert_eq!(zip.stored().0, counts[4], "pages in the cache");
         let allocated = zip.allocated().expect("fstat works");
         assert_eq!(allocated.0, u64::from(zip.pages_used()));
-        assert_eq!(vm.swap.stats().used.0, counts[5], "pages in the swap file");
+        assert_eq!(vm.swap.used().0, counts[5], "pages that are swapped");
+        let is_cached = |home| matches!(home, Home::Swapped(slot) if slot.is_cached());
+        let named = self.homes().filter(|(_, home)| is_cached(*home)).count() as u64;
+        let cached = vm.swap.cache.as_ref().map(|cache| cache.stats().used);
+        assert_eq!(cached, Some(Pages(named)), "pages in the host cache");
     }
 
     fn check_page(&self, gfn: Gfn, home: Home) {

@@ -18,7 +18,7 @@ use crate::page::Urgency;
 use crate::reclaim::{Cold, Job, WorkerHandle};
 use crate::share::AttachRequest;
 use crate::sync::{self, AtomicU32, Ordering};
-use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, VmId};
+use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
 use crate::vm::Vm;
 
 /// Schedules of each test, unless `MEMVISOR_MODEL_ITERATIONS` says otherwise.
@@ -33,7 +33,7 @@ const VMA_BUDGET: u32 = 100;
 const OPS: usize = 6;
 const ORDERS: usize = 12;
 /// What does not happen while disks work, or happens too seldom to be relied on.
-const NEVER: [&str; 3] = ["evict_failed", "swap_errors", "mismatched"];
+const NEVER: [&str; 4] = ["evict_failed", "swap_errors", "cache_errors", "mismatched"];
 
 /// What happens only to guests that serve themselves.
 const INLINE: [&str; 4] = [
@@ -241,7 +241,7 @@ impl Scene {
     }
 
     fn order(self, host: &Host, vm: &Vm, worker: &WorkerHandle) {
-        match thread_rng().gen_range(0..11) {
+        match thread_rng().gen_range(0..12) {
             0 => worker.change(|it| it.scan_rate = FAST * u32::from(thread_rng().gen_bool(0.7))),
             1 => worker.change(|it| it.sample_period = Duration::from_millis(50)),
             2 => vm.zip.lock().set_max_pages(thread_rng().gen_range(0..2)),
@@ -265,6 +265,7 @@ impl Scene {
                     compress: true,
                 }
             }),
+            10 => host.cache.set_size(Pages(thread_rng().gen_range(0..4))),
             // Only time passes.
             _ => {}
         }

@@ -40,6 +40,7 @@ mod scenario;
 mod seeded;
 mod stalls;
 mod survey;
+mod tiers;
 mod turns;
 mod unswap;
 mod worker;

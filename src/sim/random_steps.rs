@@ -17,8 +17,9 @@ use crate::engine::EngineError;
 use crate::page::Home;
 use crate::reclaim::Job;
 use crate::share::AttachRequest;
+use crate::swap::CacheFile;
 use crate::units::{Gfn, GfnRun, PageBuf, Pages, VmId};
-use crate::vm::{Blocked, Means};
+use crate::vm::{Blocked, Means, Vm};
 
 /// Guests that run at the same time; the last is in a sharing domain of its own.
 const GUESTS: usize = 4;
@@ -85,6 +86,12 @@ pub(super) enum Step {
     /// an hour.
     Cold(u64, u32),
     SwapFails(Option<Errno>),
+    /// The disk of the host cache fails.
+    CacheFails(Option<Errno>),
+    /// The host cache may have so many pages.
+    CacheSize(u64),
+    /// The guest's part of it may have so many.
+    CacheCap(u32),
     ZipCap(u32),
     SwapSlots(u32),
     /// The guest's kernel maps this many more runs before it refuses one.
@@ -157,6 +164,10 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
             .prop_map(|(age, refaults)| Step::Cold(age, refaults)),
         1 => prop::sample::select(vec![None, Some(Errno::ENOSPC), Some(Errno::EIO)])
             .prop_map(Step::SwapFails),
+        1 => prop::sample::select(vec![None, None, Some(Errno::ENOSPC), Some(Errno::EIO)])
+            .prop_map(Step::CacheFails),
+        2 => prop::sample::select(vec![0, 1, 9, 30, 200]).prop_map(Step::CacheSize),
+        1 => prop::sample::select(vec![0, 3, 12, u32::MAX]).prop_map(Step::CacheCap),
         1 => (0..5u32).prop_map(Step::ZipCap),
         1 => (0..=PAGES).prop_map(Step::SwapSlots),
         1 => (0..4u32).prop_map(Step::Vmas),
@@ -257,6 +268,13 @@ const fn thread_of(gfn: u32) -> usize {
     gfn as usize % THREADS
 }
 
+fn cache_of(vm: &Vm) -> &CacheFile {
+    vm.swap
+        .cache
+        .as_ref()
+        .expect("every simulated guest has one")
+}
+
 /// Does something, unless the thread of the page still waits.
 fn access(guest: &mut Guest, gfn: u32, op: Op) {
     if guest.drive(thread_of(gfn)) {
@@ -293,12 +311,15 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         Step::Unswap(rate) => vm.orders.set_unswap(rate),
         Step::Cold(age, refaults) => guest.cold(Duration::from_millis(age), refaults),
         Step::SwapFails(errno) => guest.disk.set_failing(errno),
+        Step::CacheFails(errno) => guest.cache_disk.set_failing(errno),
+        Step::CacheSize(pages) => host.cache.set_size(Pages(pages)),
+        Step::CacheCap(pages) => cache_of(&vm).set_cap(pages),
         Step::ZipCap(pages) => {
             let mut zip = vm.zip.lock();
             zip.set_max_pages(pages);
             zip.set_limit((pages % 2 == 1).then_some(pages / 2));
         }
-        Step::SwapSlots(slots) => vm.swap.resize(slots).expect("a disk with room"),
+        Step::SwapSlots(slots) => vm.swap.file.resize(slots).expect("a disk with room"),
         Step::Vmas(runs) => guest.space.accepts.set(runs),
         Step::ForgetMappings(run) => {
             for gfn in run.iter() {
@@ -472,9 +493,8 @@ fn check_trimmed(guest: &mut Guest) {
     // Once more, because cold pages come last in a turn and may just have filled the cache beyond its limit.
     guest.worker.wait(Duration::ZERO);
     let vm = &guest.vm;
-    let swap = vm.swap.stats();
     let is_taking = guest.homes().any(|(gfn, _)| guest.space.is_taken(gfn));
-    let is_refused = vm.is_swap_failing() || swap.used >= swap.slots;
+    let is_refused = vm.is_swap_failing() || vm.swap.room() == Pages(0);
     assert!(!vm.zip.lock().is_above_limit() || is_refused || is_taking);
 }
 

@@ -169,6 +169,7 @@ impl Guest {
     pub(super) fn damage(&self, gfn: u32) {
         match self.home(gfn) {
             Home::Compressed(slot) => self.vm.zip.lock().damage(slot),
+            Home::Swapped(slot) if slot.is_cached() => self.cache_disk.damage(slot.in_file()),
             Home::Swapped(slot) => self.disk.damage(slot),
             home => panic!("{gfn} is {home:?}"),
         }

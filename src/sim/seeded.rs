@@ -52,7 +52,7 @@ fn schedules(tried: &Arc<AtomicU64>) {
 fn deaths(tried: &Arc<AtomicU64>) {
     for steps in 0..DEATHS {
         tried.fetch_add(1, Ordering::Relaxed);
-        if !every_step::die_after(EngineKind::Uffd, steps) {
+        if !every_step::die_after(EngineKind::Uffd, 0, steps) {
             return;
         }
     }

@@ -60,6 +60,14 @@ pub enum SwapError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// One of these of the host cache.
+    #[error("host cache in {}", dir.display())]
+    Cache {
+        /// Where it is.
+        dir: PathBuf,
+        /// What it is.
+        source: Box<SwapError>,
+    },
     /// A write found the disk, the quota or the file at its limit. The pages stay where they were;
     /// trying again helps only after room was made.
     #[error("swap slots {run}: no room on the disk")]

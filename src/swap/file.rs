@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::slice::from_mut;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use super::error::SwapError;
 use super::moving::{Moving, Progress};
@@ -39,19 +41,21 @@ pub struct SwapStats {
 /// The swapped pages of one VM.
 #[derive(Debug)]
 pub struct SwapFile {
-    vm: String,
+    pub(super) vm: String,
     /// The file in use. Readers take a reference and read without the lock.
     pub(super) place: Mutex<Place>,
-    slots: Mutex<Slots>,
+    pub(super) slots: Mutex<Slots>,
     /// Held across each write by whoever writes: the copying of a move, the writes of pages and changes of
     /// the length must not overlap. No reader takes it.
-    writer: Mutex<Moving>,
+    pub(super) writer: Mutex<Moving>,
     /// The digest of each slot's page, or [`EMPTY`]. Relaxed is enough: whoever reads a slot has learnt of
     /// it from the page table, whose entry was published after the digest.
-    digests: Box<[AtomicU64]>,
+    pub(super) digests: Box<[AtomicU64]>,
     read: AtomicU64,
     written: AtomicU64,
     clusters: AtomicU64,
+    /// For how long each read and write waits, in microseconds.
+    delay: AtomicU64,
 }
 
 impl SwapFile {
@@ -96,7 +100,20 @@ impl SwapFile {
             read: AtomicU64::new(0),
             written: AtomicU64::new(0),
             clusters: AtomicU64::new(0),
+            delay: AtomicU64::new(0),
         })
+    }
+
+    /// Has each read and write wait so much longer than the disk takes, for experiments with slow disks.
+    pub fn set_delay(&self, delay: Duration) {
+        let micros = u64::try_from(delay.as_micros()).unwrap_or(u64::MAX);
+        self.delay.store(micros, Ordering::Relaxed);
+    }
+
+    /// Whether it has been told to be slow.
+    #[must_use]
+    pub fn is_slowed(&self) -> bool {
+        self.delay.load(Ordering::Relaxed) > 0
     }
 
     /// The directory of the file in use.
@@ -143,6 +160,7 @@ impl SwapFile {
             "a page and a digest a slot"
         );
         let mut moving = self.writer.lock();
+        self.wait_as_long_as_a_slow_disk();
         write_whole(&*self.storage(), pages, offset(run.start))
             .map_err(|source| SwapError::write(run, source))?;
         // After the bytes: a slot whose write failed still counts as empty.
@@ -194,84 +212,6 @@ impl SwapFile {
         self.digest_of(slot).store(EMPTY, Ordering::Relaxed);
         let freed = self.slots.lock().give(slot);
         assert!(freed, "swap slot {} was freed twice", slot.0);
-    }
-
-    /// Changes how many slots may be in use: configured memory - reservation. It waits for a write that
-    /// is under way, so fault threads must not call it, nor anything else that changes the file.
-    ///
-    /// A larger number makes the file longer, on disk space that is reserved as at creation. A smaller
-    /// number takes effect at once for allocations. Pages behind the new end stay where they are, and
-    /// the file is cut as far as it can be, now and by each [`trim`](Self::trim).
-    ///
-    /// # Errors
-    /// [`SwapError::NoSpace`] when the new part does not fit; nothing has changed. [`SwapError::Resize`]
-    /// when the disk fails; then a smaller number is in force, a larger one is not.
-    ///
-    /// # Panics
-    /// When `slots` is more than the file was made for.
-    pub fn resize(&self, slots: u32) -> Result<(), SwapError> {
-        let most = self.digests.len();
-        assert!(slots as usize <= most, "{slots} swap slots, at most {most}");
-        let moving = self.writer.lock();
-        // The writer's lock is held, so nobody else changes the length from here on.
-        let len = self.slots.lock().len();
-        if slots > len {
-            // The file before its slots: no slot may be given out that has no room on the disk.
-            self.extend(&moving, len, slots)?;
-            self.slots.lock().extend(slots);
-        }
-        self.slots.lock().set_limit(slots);
-        // `trim` takes this lock itself.
-        drop(moving);
-        self.trim()
-    }
-
-    /// Makes the file longer; during a move, both files or neither.
-    fn extend(&self, moving: &Moving, len: u32, slots: u32) -> Result<(), SwapError> {
-        let place = self.place.lock().clone();
-        place.extend(&self.vm, len, slots)?;
-        let Some(to) = moving.target() else {
-            return Ok(());
-        };
-        to.extend(&self.vm, len, slots).inspect_err(|_| {
-            // Space that cannot be given back now is not used, and a later cut gives it back.
-            let _ = place.truncate(&self.vm, len);
-        })
-    }
-
-    /// Gives back the disk space behind the last slot that is in use or may be used. To be called now and
-    /// then, because the guest frees slots at any time. It costs nothing when there is no such space.
-    ///
-    /// # Errors
-    /// [`SwapError::Resize`]: the space is still taken.
-    pub fn trim(&self) -> Result<(), SwapError> {
-        let mut moving = self.writer.lock();
-        let (len, needed) = {
-            let slots = self.slots.lock();
-            (slots.len(), slots.needed())
-        };
-        if needed == len {
-            return Ok(());
-        }
-        let place = self.place.lock().clone();
-        place.truncate(&self.vm, needed)?;
-        moving.cut(&self.vm, needed);
-        // Nobody has taken a slot behind `needed` meanwhile: these are above the limit, which only the holder of the
-        // writer's lock raises.
-        self.slots.lock().cut(needed);
-        Ok(())
-    }
-
-    /// Gives all of the disk space back. Whoever still holds the file must neither write nor read it any more.
-    ///
-    /// # Errors
-    /// [`SwapError::Resize`]: the space comes free when the last holder closes the file.
-    pub fn give_back(&self) -> Result<(), SwapError> {
-        let mut moving = self.writer.lock();
-        moving.cancel();
-        let place = self.place.lock().clone();
-        // The file is cut and not just closed, because a guest may hold it open as long as it likes.
-        place.truncate(&self.vm, 0)
     }
 
     /// Begins to move the file to `dir`; [`step_move`](Self::step_move) goes on with the move. Nothing
@@ -361,7 +301,34 @@ impl SwapFile {
         Some(SlotRun { start, len })
     }
 
-    fn holds(&self, slot: SlotId) -> bool {
+    /// Reads and verifies neighbouring slots, each of which may be freed at any time, and counts no read. What `into`
+    /// holds for one that was freed means nothing.
+    pub(super) fn read_held(&self, run: SlotRun, into: &mut [PageBuf]) -> Result<(), SwapError> {
+        let slot = run.start;
+        let storage = self.storage();
+        self.wait_as_long_as_a_slow_disk();
+        let failed = |source| SwapError::Read { slot, source };
+        read_whole(&*storage, into, offset(slot)).map_err(failed)?;
+        for (slot, page) in run.slots().zip(into) {
+            match self.verify(slot, page) {
+                Err(error) if self.holds(slot) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// How many slots the file has.
+    pub(super) fn len(&self) -> u32 {
+        self.slots.lock().len()
+    }
+
+    /// How many slots may be in use.
+    pub(super) fn limit(&self) -> u32 {
+        self.slots.lock().limit()
+    }
+
+    pub(super) fn holds(&self, slot: SlotId) -> bool {
         self.digest_of(slot).load(Ordering::Relaxed) != EMPTY
     }
 
@@ -373,19 +340,30 @@ impl SwapFile {
     ) -> Result<(), SwapError> {
         let slot = run.start;
         let failed = |source| SwapError::Read { slot, source };
+        self.wait_as_long_as_a_slow_disk();
         read_whole(storage, into, offset(slot)).map_err(failed)?;
-        for (slot, page) in run.slots().zip(into) {
-            let expected = self.digest_of(slot).load(Ordering::Relaxed);
-            let found = mark(digest(page));
-            if found != expected {
-                return Err(SwapError::Corrupt {
-                    slot,
-                    expected,
-                    found,
-                });
-            }
+        let mut pages = run.slots().zip(into);
+        pages.try_for_each(|(slot, page)| self.verify(slot, page))
+    }
+
+    fn verify(&self, slot: SlotId, page: &PageBuf) -> Result<(), SwapError> {
+        let expected = self.digest_of(slot).load(Ordering::Relaxed);
+        let found = mark(digest(page));
+        if found == expected {
+            return Ok(());
         }
-        Ok(())
+        Err(SwapError::Corrupt {
+            slot,
+            expected,
+            found,
+        })
+    }
+
+    fn wait_as_long_as_a_slow_disk(&self) {
+        let delay = self.delay.load(Ordering::Relaxed);
+        if delay > 0 {
+            thread::sleep(Duration::from_micros(delay));
+        }
     }
 
     fn digest_of(&self, slot: SlotId) -> &AtomicU64 {

@@ -39,25 +39,40 @@
 //! A copied page is verified when it is read, and read back after it is written, because at this point a bad
 //! disk costs nothing yet. Any error ends the move, and the old file stays in use.
 //!
+//! **A fast disk before a slow one** ([`Tiers`]). A disk that is large enough for all swap files may be slow. So a VM can
+//! have a second file, its part of the [`HostCache`], to which its pages are swapped first ([`CacheFile`]). Two stores
+//! that each lend a page's only copy could both be full when one is to take over from the other. Therefore the pages of
+//! both together are never more than the swap file has places for. The second file is a [`SwapFile`] too; what it has
+//! besides is a bound that all VMs share, and the order in which its pages came. What moves pages from one to the other
+//! is the worker (`src/reclaim/demote.rs`), because that changes the page table.
+//!
 //! [`Storage`] is the seam below: tests and the simulator put their own storage there and make it fail.
 //! The digest of a slot tells whether the slot holds a page: it is zero for an empty slot.
 //!
 //! Absent on purpose: readahead (ESX never swaps in before the guest asks, and memory is short), and
 //! keeping the slot of a page that was swapped in (its first write would have to find it again).
 
+mod ages;
+mod cache_file;
 mod error;
 #[cfg(test)]
 pub(crate) mod faulty;
 mod file;
+mod host_cache;
+mod length;
 mod moving;
 mod place;
 mod probe;
 mod slots;
 mod storage;
+mod tiers;
 
+pub use cache_file::{CacheFile, Trouble, Victim};
 pub use error::SwapError;
 pub use file::{SwapFile, SwapStats};
+pub use host_cache::HostCache;
 pub use moving::Progress;
 pub use probe::{SwapDirReport, probe};
 pub use slots::SlotRun;
 pub use storage::Storage;
+pub use tiers::Tiers;

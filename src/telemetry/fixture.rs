@@ -105,6 +105,11 @@ fn swap(homes: &Homes) -> SwapStatus {
         in_bytes: Bytes(3 << 12),
         out_bytes: Bytes::from_mib(4),
         errors: 2,
+        cached_pages: Pages(300),
+        cache_in_bytes: Bytes(5 << 12),
+        cache_out_bytes: Bytes::from_mib(2),
+        cache_errors: 1,
+        demoted: 200,
         unswapped: 4,
         unswap_rate: 256,
     }
@@ -301,6 +306,10 @@ pub(crate) fn host() -> HostStatus {
             pool_pages: Pages(3_968),
             settled_vms: 1,
             settled: false,
+        },
+        swap_cache: SwapCacheStatus {
+            size_pages: mib(64),
+            taken_pages: mib(3),
         },
         totals: Totals::of(&vms),
         machine: machine(),

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::host::{FreeState, HostStatus};
 use super::model::VmRates;
 use super::vm::VmStatus;
+use crate::units::Pages;
 
 /// Milliseconds in a second for which a VM waits for its memory: from here on it is noticed. What Android's low memory
 /// killer takes for a partial stall (lmkd, `psi_partial_stall_ms`), of the same quantity.
@@ -162,18 +163,16 @@ const SUBJECTS: [Subject; 6] = [
             format!("it waits {waited:.1} ms/s for memory that was taken or is not free")
         },
     },
-    // Pages in a swap file may be history; traffic is pressure now.
+    // Pages in a swap file or the host cache may be history; traffic is pressure now.
     Subject {
-        reading: |vm| match swaps(&vm.rates) {
-            true => Reading::Hmm,
-            false if vm.homes.swapped_pages.0 > 0 => Reading::Good,
-            false => Reading::Awesome,
+        reading: |vm| match vm.homes.swapped_pages {
+            _ if swapped(&vm.rates).iter().any(|bytes| *bytes > 0.0) => Reading::Hmm,
+            Pages(0) => Reading::Awesome,
+            _ => Reading::Good,
         },
         why: |vm| {
-            let rate = |bytes: f64| bytes / 1024.0;
-            let read = rate(vm.rates.swap_in_bytes_per_s);
-            let written = rate(vm.rates.swap_out_bytes_per_s);
-            if swaps(&vm.rates) {
+            let [read, written] = swapped(&vm.rates).map(|bytes| bytes / 1024.0);
+            if read > 0.0 || written > 0.0 {
                 return format!("the host swaps: {read:.1} KiB/s in, {written:.1} KiB/s out");
             }
             let swapped = vm.homes.swapped_pages.bytes();
@@ -241,9 +240,12 @@ fn waited_ms(rates: &VmRates) -> f64 {
     threads.min(rates.stalled_percent * 10.0)
 }
 
-/// Whether pages move to or from the swap file.
-fn swaps(rates: &VmRates) -> bool {
-    rates.swap_in_bytes_per_s > 0.0 || rates.swap_out_bytes_per_s > 0.0
+/// What moves into memory and out of it by the swap file and the host cache, in bytes a second.
+fn swapped(rates: &VmRates) -> [f64; 2] {
+    [
+        rates.swap_in_bytes_per_s + rates.cache_in_bytes_per_s,
+        rates.swap_out_bytes_per_s + rates.cache_out_bytes_per_s,
+    ]
 }
 
 /// Whether `pages` are some, and at least `percent` of `whole`.
@@ -257,7 +259,6 @@ mod tests {
 
     use super::super::fixture;
     use super::*;
-    use crate::units::Pages;
 
     /// A VM of 1000 pages, with a balloon of at most 650, of which nothing was taken.
     fn well() -> VmStatus {
@@ -276,6 +277,20 @@ mod tests {
         let mut vm = well();
         change(&mut vm);
         Health::of_vm(&vm)
+    }
+
+    #[test]
+    fn pages_that_move_to_and_from_the_host_cache_are_swapped_now() {
+        let mut vm = well();
+        vm.rates.swap_in_bytes_per_s = 1024.0;
+        vm.rates.cache_in_bytes_per_s = 2048.0;
+        vm.rates.cache_out_bytes_per_s = 4096.0;
+        let health = Health::of_vm(&vm);
+        assert_eq!(health.reading, Reading::Hmm);
+        assert!(
+            health.why.contains("3.0 KiB/s in, 4.0 KiB/s out"),
+            "{health:?}"
+        );
     }
 
     #[test]
@@ -414,7 +429,7 @@ mod tests {
     }
 
     /// Everything that the reading of a VM goes by, but whether it is blocked.
-    fn numbers(vm: &mut VmStatus) -> ([&mut u64; 3], [&mut f64; 10]) {
+    fn numbers(vm: &mut VmStatus) -> ([&mut u64; 3], [&mut f64; 12]) {
         let (homes, rates) = (&mut vm.homes, &mut vm.rates);
         (
             [
@@ -425,6 +440,8 @@ mod tests {
             [
                 &mut rates.swap_in_bytes_per_s,
                 &mut rates.swap_out_bytes_per_s,
+                &mut rates.cache_in_bytes_per_s,
+                &mut rates.cache_out_bytes_per_s,
                 &mut rates.zip_bytes_per_s,
                 &mut rates.unzip_bytes_per_s,
                 &mut rates.stalled_percent,
@@ -442,9 +459,9 @@ mod tests {
         fn a_number_that_becomes_worse_never_reads_better(
             blocked: bool,
             pages in prop::array::uniform3(prop_oneof![Just(0), 0u64..=1000]),
-            rates in prop::array::uniform10(prop_oneof![Just(0.0), 0.0..1000.0f64]),
+            rates in prop::array::uniform12(prop_oneof![Just(0.0), 0.0..1000.0f64]),
             more_pages in prop::array::uniform3(prop_oneof![Just(0), 0u64..=1000]),
-            more_rates in prop::array::uniform10(prop_oneof![Just(0.0), 0.0..1000.0f64]),
+            more_rates in prop::array::uniform12(prop_oneof![Just(0.0), 0.0..1000.0f64]),
             max in 0u64..1000,
         ) {
             let mut vm = well();

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::health::Health;
 use super::sharing::SharingStatus;
+use super::swap::SwapCacheStatus;
 use super::vm::{Homes, VmStatus};
 use crate::units::{Bytes, Pages};
 
@@ -225,6 +226,8 @@ pub struct HostStatus {
     pub overcommit: Overcommit,
     /// Page sharing.
     pub share: ShareStatus,
+    /// The host cache of swapped pages.
+    pub swap_cache: SwapCacheStatus,
     /// Sums over `vms`.
     pub totals: Totals,
     /// The machine that it runs on.

@@ -119,6 +119,8 @@ metrics! {
     Gauge, "host_shared_saved_bytes", Pages, Of("share.saved_pages"), "What sharing saves.";
     Gauge, "host_break_cost_bytes", Pages, Of("share.break_cost_pages"), "Memory that it would take if all shared pages were written.";
     Gauge, "host_share_reserve_bytes", Pages, Of("share.reserve_pages"), "What of that is kept free.";
+    Gauge, "host_swap_cache_bytes", Pages, Of("swap_cache.size_pages"), "Disk space that the host cache may take; 0 if there is none.";
+    Gauge, "host_swap_cache_taken_bytes", Pages, Of("swap_cache.taken_pages"), "Disk space that files of VMs take of that.";
     Gauge, "host_share_hints", Plain, Of("share.hints"), "Contents seen once, waiting for an equal page.";
     Gauge, "host_pool_bytes", Pages, Of("share.pool_pages"), "The share pools as the kernel counts them.";
     Gauge, "host_settled_vms", Plain, Of("share.settled_vms"), "VMs in which nothing is left to be shared.";
@@ -183,6 +185,11 @@ metrics! {
     Counter, "vm_swap_out_bytes", Bytes, Of("vms[].swap.out_bytes"), "Written to its swap file.";
     Counter, "vm_unswapped_pages", Moves, Of("vms[].swap.unswapped"), "Pages brought back from its swap file without being asked for by the guest.";
     Counter, "vm_swap_errors", Plain, Of("vms[].swap.errors"), "Writes that its full or failing swap file refused.";
+    Gauge, "vm_swap_cached_bytes", Pages, Of("vms[].swap.cached_pages"), "Its swapped pages in the host cache.";
+    Counter, "vm_swap_cache_in_bytes", Bytes, Of("vms[].swap.cache_in_bytes"), "Read from the host cache for its guest.";
+    Counter, "vm_swap_cache_out_bytes", Bytes, Of("vms[].swap.cache_out_bytes"), "Written to the host cache.";
+    Counter, "vm_swap_cache_errors", Plain, Of("vms[].swap.cache_errors"), "Operations that its full or failing file of the host cache refused.";
+    Counter, "vm_demoted_pages", Moves, Of("vms[].swap.demoted"), "Pages moved from the host cache to its swap file.";
     Counter, "vm_faults", Plain, By("kind", &["vms[].faults.first_touch", "vms[].faults.refill_zip", "vms[].faults.refill_swap", "vms[].faults.cow_break", "vms[].faults.pop"]), "Faults that were answered, by what had to be done.";
     Counter, "vm_inline_faults", Plain, Of("vms[].faults.inline"), "Those of them that the guest served itself.";
     Counter, "vm_parked_faults", Plain, Of("vms[].faults.parked"), "Faults that had to wait.";

@@ -20,6 +20,7 @@ pub mod metrics;
 mod model;
 mod series;
 mod sharing;
+mod swap;
 mod vm;
 
 pub use balloon::BalloonSessionStatus;
@@ -31,7 +32,8 @@ pub use host::{
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use series::Series;
 pub use sharing::{EstimatedPages, ShareEstimate, SharingStatus, VmShareEstimate};
+pub use swap::{SwapCacheStatus, SwapStatus};
 pub use vm::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,
-    LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus, ZipStatus,
+    LatencyStatus, ScanStatus, StallStatus, VmStatus, ZipStatus,
 };

@@ -28,6 +28,10 @@ pub struct VmRates {
     pub swap_in_bytes_per_s: f64,
     /// Written to swap files, in bytes a second (ESX: SWW/s).
     pub swap_out_bytes_per_s: f64,
+    /// Bytes read from the host cache.
+    pub cache_in_bytes_per_s: f64,
+    /// Bytes written to the host cache.
+    pub cache_out_bytes_per_s: f64,
     /// Time in which at least one thread stood still because of the host, in percent; at most 100 for one VM.
     pub stalled_percent: f64,
     /// For how long threads stood still, by cause.
@@ -163,6 +167,8 @@ impl VmRates {
             unzip_bytes_per_s: rate(|vm| vm.faults.refill_zip) * page,
             swap_in_bytes_per_s: rate(|vm| vm.swap.in_bytes.0),
             swap_out_bytes_per_s: rate(|vm| vm.swap.out_bytes.0),
+            cache_in_bytes_per_s: rate(|vm| vm.swap.cache_in_bytes.0),
+            cache_out_bytes_per_s: rate(|vm| vm.swap.cache_out_bytes.0),
             // A percent of a second is 10 000 microseconds.
             stalled_percent: rate(|vm| vm.stalls.stalled_us) / 10_000.0,
             stalls: StallRates::between(old, new, interval_ms),
@@ -178,6 +184,8 @@ impl VmRates {
         self.unzip_bytes_per_s += other.unzip_bytes_per_s;
         self.swap_in_bytes_per_s += other.swap_in_bytes_per_s;
         self.swap_out_bytes_per_s += other.swap_out_bytes_per_s;
+        self.cache_in_bytes_per_s += other.cache_in_bytes_per_s;
+        self.cache_out_bytes_per_s += other.cache_out_bytes_per_s;
         self.stalled_percent += other.stalled_percent;
         self.stalls.add(&other.stalls);
     }

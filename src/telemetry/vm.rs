@@ -6,6 +6,7 @@ use super::balloon::BalloonSessionStatus;
 use super::health::Health;
 use super::model::VmRates;
 use super::sharing::SharingStatus;
+use super::swap::SwapStatus;
 use crate::units::{Bytes, Pages, VmId};
 
 /// How many pages of a VM have each home; the seven numbers add up to the configured size.
@@ -160,30 +161,6 @@ pub struct ZipStatus {
     pub oldest_save_us: u64,
     /// The same of a MiB of RAM for pages that are in the cache. The cache shrinks while this is more than twice as much.
     pub ram_saves_us: u64,
-}
-
-/// The swap file of one VM.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct SwapStatus {
-    /// Slots of the file in use (ESX: SWCUR).
-    pub slots: u64,
-    /// Pages the policy wants compressed or swapped; 0 when nothing is to be taken (ESX: SWTGT).
-    pub target_pages: Pages,
-    /// Read operations so far.
-    pub reads: u64,
-    /// Write operations so far.
-    pub writes: u64,
-    /// Bytes read so far.
-    pub in_bytes: Bytes,
-    /// Bytes written so far.
-    pub out_bytes: Bytes,
-    /// Write operations so far that the full or failing file refused.
-    pub errors: u64,
-    /// Pages so far that came back without being asked for by the guest.
-    pub unswapped: u64,
-    /// Pages that are to come back in a second because an operator has ordered it; 0: none.
-    pub unswap_rate: u32,
 }
 
 /// How long faults of one VM took, from their arrival at the daemon to the answer.

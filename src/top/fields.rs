@@ -248,7 +248,7 @@ fields! {
     "CNSM" 7 Memory, [vm.consumed_pages], "Memory Consumed Size MBytes", "host memory that it costs";
     "SHRD" 7 Memory, [vm.homes.shared_pages], "Shared MBytes", "its pages on shared frames";
     "ZIP" 7 Memory, [vm.homes.compressed_pages], "Compressed Memory MBytes", "its pages in the compression cache";
-    "SWCUR" 7 Memory, [vm.homes.swapped_pages], "Swapped MBytes", "its pages in the swap file";
+    "SWCUR" 7 Memory, [vm.homes.swapped_pages], "Swapped MBytes", "its swapped pages, in the swap file and the host cache";
     "MCTLSZ" 7 Memory, [vm.balloon.size_pages], "Memctl MBytes", "its pages in the balloon";
     "%ACTV" 7 Percent, [vm.activity.active_percent], "% Active Estimate", "the part of its size that it is estimated to use; 0 until it was sampled";
     "%LAT" 7 Latency, [rates.stalled_percent], "% Memory Latency", "the part of the time in which one of its threads or more stood still because of the host";
@@ -272,6 +272,9 @@ fields! {
     "MCTL?" 6 Word(YES_NO), [vm.balloon.agent], "Memctl?", "whether a balloon agent is connected";
     "MCTLMAX" 8 Memory, [vm.balloon.max_pages], "Memctl Max MBytes", "the most that its balloon may take";
     "SWTGT" 7 Memory, [vm.swap.target_pages], "Swap Target MBytes", "what the policy wants in its compression cache and its swap file";
+    "LLSWR/s" 8 Speed, [rates.cache_in_bytes_per_s], "Host Cache Read MBytes/sec", "read from the host cache";
+    "LLSWW/s" 8 Speed, [rates.cache_out_bytes_per_s], "Host Cache Written MBytes/sec", "written to the host cache";
+    "LLSWUSED" 9 Memory, [vm.swap.cached_pages], "Host Cache Used MBytes", "its swapped pages that are in the host cache";
     "CACHESZ" 8 Memory, [vm.zip.limit_pages], "Cache Size MBytes", "host memory that its compression cache may have now";
     "CACHEUSD" 9 Memory, [vm.zip_pages], "Cache Used MBytes", "host memory of its compression cache";
     "OVHD" 7 Memory, [vm.overhead_pages], "Overhead MBytes", "host memory for its page table and the like, beside what it consumes";

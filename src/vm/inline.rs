@@ -72,7 +72,7 @@ impl Vm {
             self.release_wanted(page.gfn(), old);
             if matches!(old, Home::Swapped(_)) {
                 // The guest has read its swap file itself, past the daemon's counters.
-                self.swap.note_read();
+                self.swap.file.note_read();
                 self.stats.refill_swap.one();
                 self.stats.inline_swap_ins.one();
             } else {
@@ -123,9 +123,15 @@ impl Vm {
         }
     }
 
-    /// Tells the guest in which slot of the swap file its locked page is; `content` is the page's content.
+    /// Tells the guest in which slot of the swap file its locked page is; `content` is the page's content. A page of the
+    /// host cache is not offered to it, so that what it is told of one does not matter.
     pub fn describe_swap(&self, gfn: Gfn, slot: SlotId, content: &PageBuf) {
         if let Some(claims) = self.table.claims() {
+            // A file that is to be slow is slow for the daemon: the guest finds no page there, and asks.
+            let slot = match self.swap.file.is_slowed() {
+                true => SlotId(u32::MAX),
+                false => slot,
+            };
             let (page, sum) = (slot.0, checksum(&content.0));
             #[expect(clippy::cast_possible_truncation, reason = "a page is shorter")]
             let len = PAGE_SIZE as u16;

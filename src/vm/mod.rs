@@ -39,7 +39,7 @@ use crate::compress::{Ghosts, ZipCache};
 use crate::engine::{Engine, EngineKind};
 use crate::page::{Budget, Claims, Home, PageTable, Parking, Urgency, Witness};
 use crate::pool::{Membership, Pool};
-use crate::swap::SwapFile;
+use crate::swap::Tiers;
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, Pages, VmId};
 
@@ -64,8 +64,8 @@ pub struct Parts {
     pub pool: Arc<Pool>,
     /// Its compression cache.
     pub zip: ZipCache,
-    /// Its swap file.
-    pub swap: SwapFile,
+    /// Its swap file, and its part of the host cache.
+    pub swap: Tiers,
     /// Where its faults wait.
     pub parking: Arc<Parking>,
     /// The most VMAs its RAM may take.
@@ -93,8 +93,8 @@ pub struct Vm {
     pub(crate) zip: Mutex<ZipCache>,
     /// Which pages have left the compression cache lately.
     pub(crate) ghosts: Ghosts,
-    /// Its swap file.
-    pub swap: SwapFile,
+    /// Its swap file, and its part of the host cache.
+    pub swap: Tiers,
     /// The share pool of its sharing domain. Changed by the worker, while no page is shared.
     pool: RwLock<Arc<Membership>>,
     /// Whether pages may be shared now.

@@ -22,6 +22,8 @@ pub struct VmParams {
     pub workload: String,
     /// Whether it serves some of its faults itself.
     pub inline: bool,
+    /// Whether some of its swapped pages may be in a host cache.
+    pub cached: bool,
 }
 
 /// Why a VM is refused.
@@ -37,7 +39,7 @@ pub enum ParamsError {
 }
 
 impl VmParams {
-    /// Checks what a shim asks for.
+    /// Checks what a shim asks for. Whether its pages may be in a host cache is for the host to say.
     ///
     /// # Errors
     /// [`ParamsError`] names the value and what is allowed.
@@ -52,11 +54,13 @@ impl VmParams {
             pages: hello.pages,
             workload: hello.workload.clone(),
             inline: hello.inline,
+            cached: false,
         })
     }
 
     /// The daemon's own memory for this VM, which is charged to the budget: for each page 8 bytes of page table and
-    /// 8 for the digest of a swap slot, 64 KiB of history, and the claim table.
+    /// 8 for the digest of a swap slot, 20 for a slot of the host cache if there is one, 64 KiB of history, and the claim
+    /// table.
     #[must_use]
     pub const fn metadata(&self) -> Pages {
         let claims = if self.inline {
@@ -64,7 +68,8 @@ impl VmParams {
         } else {
             0
         };
-        Bytes((self.pages as u64) * 16 + claims + (64 << 10) + PAGE_SIZE as u64 - 1).pages()
+        let each = if self.cached { 36 } else { 16 };
+        Bytes((self.pages as u64) * each + claims + (64 << 10) + PAGE_SIZE as u64 - 1).pages()
     }
 }
 

@@ -103,8 +103,12 @@ counters!(
         evict_swap,
         /// Evicted pages that did not compress to half.
         incompressible,
-        /// Oldest pages of the full cache that left for the swap file.
+        /// Oldest pages of the full cache that left for the swap file or the host cache.
         spilled,
+        /// Oldest pages of the host cache that left for the swap file.
+        demoted,
+        /// Writes to the host cache that failed, and attempts to make or lengthen its file; not pages.
+        cache_errors,
         /// Could not be evicted: no cache and no swap would take them.
         evict_failed,
         /// Writes that the full or failing swap file refused; not pages.

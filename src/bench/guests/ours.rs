@@ -101,6 +101,7 @@ impl Host {
             http: None,
             runtime_dir: runtime.path(),
             swap_dir: dir,
+            swap_cache: None,
             scratch: None,
             configuration: None,
         };

@@ -18,7 +18,7 @@ use super::Admission;
 use crate::chain::chain;
 use crate::control::{ControlError, ReloadReport};
 use crate::policy::{Asked, Config, HostSnapshot, Ledger, ResourcePool};
-use crate::settings::{ConfigFile, Problem, VmPatch, VmSettings};
+use crate::settings::{ConfigFile, Problem, SettingError, VmPatch, VmSettings};
 use crate::units::Pages;
 
 /// A change of the settings of one VM, from `old` to `new`.
@@ -135,11 +135,17 @@ impl Admission {
                 Err(fault) => faults.push(fault),
             }
         }
-        let config = self.configuration.settings_with(&new).policy();
+        let settings = self.configuration.settings_with(&new);
+        let config = settings.policy();
         let moving = |change: &Change<'_>| (change.member.vm.id, change.kept());
         let moving = changes.iter().map(moving).collect();
         let pools = self.pools_of_file(&new, &moving, &config);
-        let mut problems = Vec::new();
+        let cache = self.configuration.check_cache(&settings).err();
+        let in_file = |error: SettingError| Problem {
+            line: None,
+            text: error.to_string(),
+        };
+        let mut problems: Vec<_> = cache.map(in_file).into_iter().collect();
         match &pools {
             Ok(pools) => faults.extend(self.prepare(&changes, pools.list(), &config)),
             Err(problem) => problems.push(problem.clone()),
@@ -232,7 +238,7 @@ impl Admission {
 
     /// Begins to move the VM's swap file, and makes room for additional slots.
     fn prepare_swap<'a>(&self, change: &Change<'a>) -> Result<(), Fault<'a>> {
-        let swap = &change.member.vm.swap;
+        let swap = &change.member.vm.swap.file;
         let configuration = &self.configuration;
         let to = configuration.swap_dir(&change.new.now);
         if configuration.swap_dir(&change.old) != to {
@@ -250,7 +256,7 @@ impl Admission {
     /// Undoes what was prepared, as far as it was.
     fn give_up(&self, changes: &[Change<'_>]) {
         for change in changes {
-            let swap = &change.member.vm.swap;
+            let swap = &change.member.vm.swap.file;
             let (before, after) = change.slots();
             let there = self.configuration.swap_dir(&change.old);
             let mut undone = Ok(());
@@ -271,7 +277,7 @@ impl Admission {
         for change in changes {
             let (before, after) = change.slots();
             if after < before {
-                log_leftover(change.member, change.member.vm.swap.resize(after));
+                log_leftover(change.member, change.member.vm.swap.file.resize(after));
             }
             // At once, because the answer to the change tells the maximum.
             let host = self.configuration.settings();

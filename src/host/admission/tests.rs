@@ -129,7 +129,7 @@ fn reload_with_faults_that_only_this_host_can_see_changes_nothing_and_names_them
     let vms = ["a", "b", "c"].map(|name| rig.run(&hello(name, pages(48))));
     let before = vms
         .each_ref()
-        .map(|vm| (vm.settings(), vm.vm.swap.stats().slots));
+        .map(|vm| (vm.settings(), vm.vm.swap.file.stats().slots));
     rig.rewrite(
         "[settings]\n\"Mem.IdleTax\" = 20\n\
          [vm.a]\nreservation = \"40M\"\nshares = 7\n\
@@ -150,7 +150,7 @@ fn reload_with_faults_that_only_this_host_can_see_changes_nothing_and_names_them
     assert_eq!(rig.configuration.settings().idle_tax, 10);
     let after = vms
         .each_ref()
-        .map(|vm| (vm.settings(), vm.vm.swap.stats().slots));
+        .map(|vm| (vm.settings(), vm.vm.swap.file.stats().slots));
     assert_eq!(after, before);
     // The old file is still in force, also as what lies below a change by hand.
     for vm in &vms {
@@ -176,8 +176,8 @@ fn reload_may_move_a_reservation_from_one_vm_to_another() {
     let report = rig.admission.reload().expect("the sum is as before");
     assert_eq!(report.vms, ["a", "b"]);
     assert_eq!(a.settings().reservation, Bytes::from_mib(40).pages());
-    assert_eq!(a.vm.swap.stats().slots, Bytes::from_mib(8).pages());
-    assert_eq!(b.vm.swap.stats().slots, Bytes::from_mib(48).pages());
+    assert_eq!(a.vm.swap.file.stats().slots, Bytes::from_mib(8).pages());
+    assert_eq!(b.vm.swap.file.stats().slots, Bytes::from_mib(48).pages());
 }
 
 #[test]

@@ -37,6 +37,7 @@ impl Host {
             http: setup.start.http,
             runtime_dir: scratch.runtime_dir().path(),
             swap_dir: swap_dir.unwrap_or(scratch.path()),
+            swap_cache: setup.start.swap_cache.as_deref(),
             scratch: Some(scratch.path()),
             configuration: configuration.as_deref(),
         };

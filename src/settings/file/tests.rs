@@ -20,7 +20,7 @@ fn effective(file: &ConfigFile) -> HostSettings {
 #[test]
 fn file_has_start_settings_host_settings_and_vms() {
     let file = parse(
-        "[host]\nprofile = \"esx\"\npolicy = \"stall\"\nmemory = \"512M\"\nengine = \"mprotect\"\nswap-dir = \"/s\"\n\
+        "[host]\nprofile = \"esx\"\npolicy = \"stall\"\nmemory = \"512M\"\nengine = \"mprotect\"\nswap-dir = \"/s\"\nswap-cache = \"/c\"\n\
          record-balloon = \"/r\"\nhttp = \"[::1]:9464\"\n[settings]\n\"Mem.IdleTax\" = 50\nMem.SamplePeriod = \"30s\"\n\
          [settings.mem]\nctlmaxpercent = 40.0\n\
          [settings.Memvisor]\nFreeStates = 4.1\nEvictRound = 0x10\n\
@@ -36,6 +36,7 @@ fn file_has_start_settings_host_settings_and_vms() {
             memory: Some(BudgetChoice::Size(Bytes::from_mib(512))),
             engine: Some(EngineChoice::Mprotect),
             swap_dir: Some("/s".into()),
+            swap_cache: Some("/c".into()),
             record_balloon: Some("/r".into()),
             http: Some("[::1]:9464".parse().expect("an address")),
         }
