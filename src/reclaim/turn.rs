@@ -4,7 +4,7 @@
 //! scan of pages that other VMs found to equal theirs; one job of the balloon's session or the guest, which wait for
 //! the answer; eviction that the policy has ordered; a slice of scanning and a step of sampling when they are due;
 //! what changed settings ask of sharing; a slice of a survey; what they ask of the stores; a slice of swapped pages to
-//! bring back; and a slice of the VM to be looked through for cold pages.
+//! bring back; a slice of the VM to be looked through for cold pages; and a large page to be made or broken.
 //!
 //! When a piece is due depends on the time, as do the pauses after something that could not be done. Each step is
 //! given the time, and returns until when nothing is due. A thread with a queue sleeps until then
@@ -18,6 +18,7 @@ use crossbeam::atomic::AtomicCell;
 use super::cold::{Cold, Hand};
 use super::evict::Evictor;
 use super::job::{Job, Queue, Routine};
+use super::large::{self, LargeHand};
 use super::pace::Pace;
 use super::stores::Stores;
 use super::unswap::Unswapper;
@@ -52,6 +53,7 @@ pub(crate) struct Core {
     stores: Stores,
     unswapper: Unswapper,
     cold: Hand,
+    large: LargeHand,
 }
 
 impl Core {
@@ -75,6 +77,7 @@ impl Core {
             stores: Stores::default(),
             unswapper: Unswapper::default(),
             cold: Hand::new(Cold::default(), now),
+            large: LargeHand::default(),
             routine: Arc::clone(&queue.routine),
             vm,
             peers,
@@ -126,6 +129,12 @@ impl Core {
         self.unswapper.step(&self.vm, now, routine.unswap_rate);
         let evictor = &mut self.evictor;
         self.cold.step(&self.vm, evictor, now, routine.cold)?;
+        if let Some(broken) = self.large.step(&self.vm, now, routine.large)?
+            && routine.scan_rate > 0
+        {
+            let pages = broken.iter().collect();
+            self.scanner.scan_nudged(&self.vm, &*self.peers, pages)?;
+        }
         self.vm.give_back_emptied();
         Ok(Some(self.due(now, routine)))
     }
@@ -138,7 +147,8 @@ impl Core {
         let scan = self.scan_due(routine.scan_rate);
         let survey = self.survey.as_ref().map(|_| now);
         let stores = [self.stores.due(), self.unswapper.due(), self.cold.due()];
-        let all = [self.evict_due(), scan, sample, joining, survey];
+        let large = self.large.due(&self.vm, routine.large);
+        let all = [self.evict_due(), scan, sample, joining, survey, large];
         let all = all.into_iter().chain(stores);
         all.flatten().fold(now + IDLE, Instant::min)
     }
@@ -187,6 +197,7 @@ impl Core {
 
     fn evict(&mut self, now: Instant, victims: Choice) -> Result<(), EngineError> {
         let Eviction { pages, means, .. } = self.vm.orders.evict();
+        large::make_choice(&self.vm, pages)?;
         let evicted = self.evictor.evict(&self.vm, pages, means, victims)?;
         self.vm.orders.evicted(evicted);
         // Not in vain: the pages wait in the second queue, and the next batch may find one that has waited long enough.

@@ -30,8 +30,10 @@ pub use host::{
 };
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use series::Series;
-pub use sharing::{EstimatedPages, ShareEstimate, SharingStatus, VmShareEstimate};
+pub use sharing::{
+    EstimatedPages, LargeStatus, ScanStatus, ShareEstimate, SharingStatus, VmShareEstimate,
+};
 pub use vm::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,
-    LatencyStatus, ScanStatus, StallStatus, SwapStatus, VmStatus, ZipStatus,
+    LatencyStatus, StallStatus, SwapStatus, VmStatus, ZipStatus,
 };
