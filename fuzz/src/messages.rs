@@ -134,6 +134,7 @@ fn command(u: &mut Unstructured<'_>) -> Result<Command> {
         Op::Close,
         Op::Reveal,
         Op::Open,
+        Op::Enlarge,
     ];
     let count = u.int_in_range(0..=MAX_RUNS)?.min(u.len() / 4);
     let remap = |u: &mut Unstructured<'_>| {

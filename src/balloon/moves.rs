@@ -12,7 +12,7 @@ use memvisor_wire::balloon::{PageStatus, StatusRun, push_status};
 
 use crate::engine::{EngineError, EngineKind};
 use crate::page::{Home, Moved, PageGuard};
-use crate::remap::{freeze, rehome};
+use crate::remap::{break_under, freeze, rehome};
 use crate::units::{Gfn, GfnRun, runs_of};
 use crate::vm::Vm;
 
@@ -25,6 +25,7 @@ pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> 
     // Pages that hold something stay locked, so that one command freezes all of them.
     let mut held = Vec::new();
     let mut empty = 0;
+    break_under(vm, runs)?;
     for run in runs {
         vm.table.balloon_empty(
             *run,
@@ -36,6 +37,8 @@ pub fn inflate(vm: &Vm, runs: &[GfnRun]) -> Result<Vec<StatusRun>, EngineError> 
                         PageStatus::Ok
                     }
                     Moved::No(page) if page.home() == Home::Ballooned => PageStatus::AlreadyLocked,
+                    // Its large page could not be broken just now.
+                    Moved::No(_) if vm.large.holds(gfn) => PageStatus::Busy,
                     Moved::No(page) => {
                         held.push(page);
                         PageStatus::Ok

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::BenchError;
 use super::clock::percentiles;
 use super::content::{Content, Maker};
+use super::jumps::jump;
 use crate::units::{Gfn, PageBuf};
 
 /// What a driven guest is told.
@@ -31,6 +32,14 @@ pub enum Order {
     Read(Vec<u32>),
     /// Write a word of each of these pages, in this order. The word stays the same.
     Rewrite(Vec<u32>),
+    /// Read words of random pages, so many, each of which says where the next one is: nothing is known ahead. Or write
+    /// words of random pages, so many, which stay the same.
+    Jump {
+        /// How many words.
+        words: u32,
+        /// Whether they are written.
+        write: bool,
+    },
     /// Compare all pages with what was filled in.
     Verify,
 }
@@ -45,6 +54,8 @@ pub enum Done {
     Filled(u64),
     /// It has touched pages.
     Touched(Touches),
+    /// It has jumped about, in this many nanoseconds.
+    Jumped(u64),
     /// It has compared its pages with what was written.
     Verified {
         /// Wrong pages.
@@ -179,6 +190,7 @@ impl Executor {
                 Done::Touched(times.collect::<Vec<u64>>().into())
             }
             Order::Rewrite(pages) => Done::Touched(self.rewrite(pages).into()),
+            Order::Jump { words, write } => Done::Jumped(jump(&self.ram, *words, *write)),
             Order::Verify => Done::Verified {
                 wrong: self.wrong(),
             },
@@ -328,6 +340,18 @@ impl DrivenGuest {
     pub fn touch(&mut self, order: &Order) -> Result<Touches, BenchError> {
         match self.tell(order)? {
             Done::Touched(touches) => Ok(touches),
+            other => Err(self.confused(other)),
+        }
+    }
+
+    /// Has it jump about in its memory; how many nanoseconds a word took.
+    ///
+    /// # Errors
+    /// The driven guest has ended.
+    pub fn jump(&mut self, words: u32, write: bool) -> Result<f64, BenchError> {
+        match self.tell(&Order::Jump { words, write })? {
+            #[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+            Done::Jumped(all) => Ok(all as f64 / f64::from(words)),
             other => Err(self.confused(other)),
         }
     }

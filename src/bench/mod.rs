@@ -28,6 +28,8 @@ mod fault;
 pub mod guard;
 pub mod guests;
 pub mod html;
+mod jumps;
+mod large;
 mod machine;
 mod many_vms;
 mod merge;
@@ -77,6 +79,8 @@ pub enum Bench {
     Swap,
     /// Ballooning of idle memory.
     Balloon,
+    /// Large pages: what they save a guest that jumps about, and how long sharing waits for them.
+    Large,
     /// A plan of the policy.
     Plan,
     /// What guests get done when memory is short.
@@ -312,6 +316,7 @@ pub fn run(setup: &Setup<'_>, report: &Report) -> Result<(), BenchError> {
             Bench::Fault => fault::run(setup, &peers, report)?,
             Bench::Swap => swap::run(setup, &peers, report)?,
             Bench::Balloon => balloon::run(setup, report)?,
+            Bench::Large => large::run(setup, report)?,
             Bench::Plan => plan::run(setup, report)?,
             Bench::Guests => guests::run(setup, report)?,
             Bench::Victims => guests::victims::run(setup, report)?,

@@ -115,10 +115,17 @@ pub(super) fn vm(vm: &VmStatus, law: &str) -> String {
     }
     row("scanned", &scanned(vm));
     row("evicted", &evicted(vm));
+    row("large pages", &large(vm));
     row("mappings", &format!("{} of {}", vm.vmas, vm.vma_budget));
     row("blocked", &yes(vm.blocked));
     row("salted", &yes(vm.salt_set));
     text
+}
+
+fn large(vm: &VmStatus) -> String {
+    let large = &vm.large;
+    let (pages, made, broken) = (sized(large.pages), large.made, large.broken);
+    format!("{pages}; {made} made, {broken} broken")
 }
 
 fn allocation(vm: &VmStatus) -> String {

@@ -5,6 +5,8 @@
 //! | provide a page | `UFFDIO_ZEROPAGE` / `COPY` / `CONTINUE` | write it to the file; the guest thread opens it |
 //! | freeze | shim: `madvise(DONTNEED)`, the next access is a minor fault | shim: `mprotect(NONE)` |
 //! | thaw | not needed: the next access maps the page | shim: `mprotect(READ, WRITE)` |
+//! | enlarge | shim: `madvise(COLLAPSE)`; writes are not tracked there | shim: `madvise(COLLAPSE)` |
+//! | dissolve | copy out, punch, write page by page | the same |
 //! | share, attach | shim: map pool frames read-only over RAM | the same |
 //! | close, reveal | shim: `mprotect(NONE)`, `mprotect(READ)` of frames | the same |
 //! | break | write the copy to the file; the guest thread maps RAM back | the same |
@@ -154,13 +156,36 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
         remap(self, Op::Reveal, &plain(runs))
     }
 
-    /// Lets the guest access resident pages that were frozen.
+    /// Lets the guest access resident pages, frozen or not, which its kernel maps one by one. With userfaultfd, writes
+    /// to them are noted from here on.
     ///
     /// # Errors
     /// [`EngineError`]; some runs may be open then.
     fn thaw(&self, runs: &[GfnRun]) -> Result<(), EngineError> {
         remap(self, Op::Open, &plain(runs))
     }
+
+    /// How many neighbouring pages, aligned to that, the machine can map as one large page; `None`: it has none.
+    fn large_page(&self) -> Option<u32>;
+
+    /// Backs a run of that length by a large page, and has the guest map it as such. The guest must be able to access
+    /// each of these pages: a hole among them would be filled with zeroes. With userfaultfd, writes to them are not
+    /// noted from here on, because the kernel notes writes for small pages only.
+    ///
+    /// # Errors
+    /// [`EngineError`]. After [`EngineError::Refused`] all is as it was, except that mappings may be gone.
+    fn enlarge(&self, run: GfnRun) -> Result<(), EngineError> {
+        remap(self, Op::Enlarge, &plain(&[run]))
+    }
+
+    /// Moves what a run of frozen pages holds from a large page to small ones. From then on a hole frees a page.
+    ///
+    /// The kernel would split a large page when a hole is punched into it. But it gives up if anybody uses the large
+    /// page at that moment, and then the hole is a page of zeroes that costs memory.
+    ///
+    /// # Errors
+    /// [`EngineError::Kernel`] when the machine is out of memory: the content is lost, and the VM must end.
+    fn dissolve(&self, run: GfnRun) -> Result<(), EngineError>;
 
     /// Has the guest map frames from another pool from now on. No page may be mapped from the pool that it has.
     ///
@@ -274,5 +299,6 @@ const fn name(op: Op) -> &'static str {
         Op::Close => "close",
         Op::Reveal => "reveal",
         Op::Open => "open",
+        Op::Enlarge => "enlarge",
     }
 }

@@ -7,6 +7,7 @@ use memvisor_wire::memory::{Ack, Op, Remap};
 use memvisor_wire::system_error::cannot;
 
 use super::{Content, Engine, EngineError, EngineKind, Link, Ram};
+use crate::sys::large_pages;
 use crate::units::{Gfn, GfnRun, PageBuf};
 
 /// What the two engines do differently: how a page gets to the guest.
@@ -58,6 +59,20 @@ impl<P: Provider> Engine for ShimEngine<P> {
 
     fn set_pool(&self, pool: BorrowedFd<'_>) -> Result<(), EngineError> {
         self.link.set_pool(pool)
+    }
+
+    fn large_page(&self) -> Option<u32> {
+        large_pages().ok()
+    }
+
+    fn dissolve(&self, run: GfnRun) -> Result<(), EngineError> {
+        let mut content = vec![PageBuf::zeroed(); run.count as usize];
+        self.read_out(run, &mut content)?;
+        self.punch(run)?;
+        // Page by page: what is written at once, the kernel may put into one large page again.
+        run.iter()
+            .zip(&content)
+            .try_for_each(|(gfn, page)| self.ram.write(gfn, page))
     }
 
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {

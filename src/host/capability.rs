@@ -14,7 +14,7 @@ use super::options::{EngineChoice, HostOptions};
 use crate::engine::EngineKind;
 use crate::machine::{BudgetChoice, Machine};
 use crate::swap::{self, SwapDirReport};
-use crate::sys::readers_cannot_write;
+use crate::sys::{large_pages, readers_cannot_write};
 
 /// The mappings that Linux allows a process by default.
 const DEFAULT_MAX_MAP_COUNT: u32 = 65_530;
@@ -145,6 +145,7 @@ impl Capabilities {
                 "written pages are known",
                 yes(tracks, "unchanged pages are hashed again"),
             ),
+            ("large pages", large()),
             ("guests are isolated", isolation()),
             ("mappings a guest may have", vmas),
         ];
@@ -198,6 +199,14 @@ fn rows_of(name: &'static str, dir: &Path, disk: &SwapDirReport) -> [(&'static s
             yes(disk.reserves, "a full disk shows only when swapping"),
         ),
     ]
+}
+
+/// Whether RAM of guests can be in large pages.
+fn large() -> String {
+    match large_pages() {
+        Ok(_) => "yes".to_owned(),
+        Err(why) => format!("no: {why}"),
+    }
 }
 
 /// Whether a guest can reach what other guests have, and how (docs/security.md).

@@ -104,8 +104,9 @@ fn of_vm(vm: &Vm, contents: &mut Contents) -> Counted {
             unique,
         });
     };
-    vm.table.visit_standings(|entry, standing| {
+    vm.table.visit_standings(|gfn, entry, standing| {
         let count = match (standing, entry.home()) {
+            (_, Home::Resident) if vm.large.holds(gfn) => &mut sum.large_pages,
             (Standing::Moving, _) => &mut sum.moving_pages,
             (Standing::Unscanned, _) => &mut sum.unscanned_pages,
             (Standing::Volatile, _) => &mut sum.volatile_pages,
@@ -149,6 +150,7 @@ fn break_cost(pool: &Pool, mut frames: Vec<FrameId>) -> Pages {
 /// Nothing that is resident is going to be shared, whatever a scan has once said of it.
 fn switch_off(vm: &mut SharingStatus) {
     let reasons = [
+        &mut vm.large_pages,
         &mut vm.moving_pages,
         &mut vm.unscanned_pages,
         &mut vm.volatile_pages,

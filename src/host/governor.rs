@@ -27,7 +27,7 @@ use super::vm_status::note_rates;
 use super::watchdog::Watchdog;
 use crate::page::Budget;
 use crate::policy::{Config, FreeState, HostSnapshot, Plan, Stuck, Thresholds, VmPlan, VmSnapshot};
-use crate::reclaim::{Job, Routine, ScanSettings, host_ghz};
+use crate::reclaim::{Job, LargePages, Routine, ScanSettings, host_ghz};
 use crate::settings::{Domain, HostSettings, VmSettings};
 use crate::telemetry::{self, Overcommit};
 use crate::throttle::Throttle;
@@ -40,6 +40,9 @@ pub(crate) const MIN_PERIOD: Duration = Duration::from_millis(10);
 /// Guests that take and free memory can change the state, and block and unblock each other, at every plan.
 static STATES: Throttle = Throttle::new(100, Duration::from_secs(1));
 static BLOCKS: Throttle = Throttle::new(100, Duration::from_secs(1));
+/// Pages that must be free beside what a host needs to become high for large pages to be made: the kernel has two copies
+/// of what it puts into one, and several VMs may do that at once. Their copies must not take the host out of high.
+const SPARE_FOR_COPIES: u64 = 2048;
 /// How often the log says that nothing can be reclaimed.
 const STUCK_WARNING: Duration = Duration::from_secs(10);
 
@@ -238,6 +241,7 @@ impl Governor {
         } else {
             0
         };
+        let large = self.large_pages(settings);
         member.worker.change(|routine| {
             *routine = Routine {
                 scan_rate,
@@ -245,6 +249,7 @@ impl Governor {
                 victims: settings.victims,
                 unswap_rate: settings.unswap_pages(),
                 cold: settings.cold(),
+                large,
             }
         });
         let pages = member.vm.params.pages;
@@ -257,6 +262,23 @@ impl Governor {
         let saved = self.pools.saved();
         let thresholds = Thresholds::sharing(self.budget.total(), saved, &settings.policy());
         !self.state().is_short() && self.budget.free() >= thresholds.min_free
+    }
+
+    /// What becomes of large pages: in high they stay, as in ESX, and as long as there is more free than a host needs to
+    /// become high, more are made.
+    fn large_pages(&self, settings: &HostSettings) -> LargePages {
+        let is_high = self.state() == FreeState::High;
+        if !settings.alloc_guest_large_page || !is_high {
+            return LargePages::Break;
+        }
+        let saved = self.pools.saved();
+        let thresholds = Thresholds::sharing(self.budget.total(), saved, &settings.policy());
+        if self.budget.free().0 < thresholds.to_high.0 + SPARE_FOR_COPIES {
+            return LargePages::Keep;
+        }
+        LargePages::Grow {
+            all: settings.cold_age.is_zero(),
+        }
     }
 
     /// Moves the VM to the sharing domain that its settings and the host's say.

@@ -12,8 +12,8 @@ use crate::settings::VmSettings;
 use crate::swap::CacheFile;
 use crate::telemetry::{
     ActivityStatus, AllocationStatus, BalloonSessionStatus, BalloonStatus, EvictStatus,
-    FaultStatus, GuestClaims, Health, Homes, LatencyStatus, ScanStatus, SharingStatus, StallStatus,
-    SwapStatus, VmStatus,
+    FaultStatus, GuestClaims, Health, Homes, LargeStatus, LatencyStatus, ScanStatus, SharingStatus,
+    StallStatus, SwapStatus, VmStatus,
 };
 use crate::units::{Bytes, Pages};
 use crate::vm::{Cause, Stalled, Vm};
@@ -69,6 +69,7 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         stalls: stalls(&member.stalled()),
         scan,
         evict,
+        large: large(vm),
         vmas: u64::from(vm.vmas.upper_bound()),
         vma_budget: u64::from(vm.vmas.budget()),
         blocked: vm.is_blocked(),
@@ -269,6 +270,14 @@ fn scan(vm: &Vm) -> ScanStatus {
         volatile: stats.volatile.get(),
         passes: stats.passes.get(),
         settled: vm.settled.is(stats.served()),
+    }
+}
+
+fn large(vm: &Vm) -> LargeStatus {
+    LargeStatus {
+        pages: vm.large.pages(),
+        made: vm.stats.enlarged.get(),
+        broken: vm.stats.broken.get(),
     }
 }
 

@@ -8,7 +8,7 @@
 //! Until 5.0 what is kept free (`minFree`) is the threshold of high. 6.0 put a state between high and soft:
 //! with less than four times `minFree` free, a host is *clear*. (An esxtop of such a host shows 2397 MB free,
 //! 939 MB `minFree`, and clear.) Targets aim at `minFree` in every generation: nothing is reclaimed to get from
-//! clear to high. (ESX begins to break large pages at 400 %; memvisor has none.) High never
+//! clear to high. (Large pages are broken below high, as in ESX.) High never
 //! needs more than half of the budget free, whatever is set, unless `minFree` itself is more.
 //!
 //! *Shared pages are a debt.* A guest that writes one gets a page of its own, so a host that saves 1 GiB by sharing may have

@@ -10,6 +10,7 @@ use crossbeam::select;
 use memvisor_wire::balloon::StatusRun;
 
 use super::cold::Cold;
+use super::large::LargePages;
 use super::victims::Choice;
 use crate::pool::Pool;
 use crate::share::{AttachRequest, Survey};
@@ -93,6 +94,8 @@ pub struct Routine {
     pub unswap_rate: u32,
     /// Which pages leave though nobody is short of memory.
     pub cold: Cold,
+    /// What becomes of large pages.
+    pub large: LargePages,
 }
 
 impl WorkerHandle {

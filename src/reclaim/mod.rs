@@ -14,6 +14,8 @@
 //!
 //! And they can take pages that their guest has not touched for long, though nobody is short of memory (`cold.rs`).
 //!
+//! While there is plenty of memory, they make large pages of small ones, and break them when there is not (`large.rs`).
+//!
 //! Each VM has a worker thread of its own. A guest that does not answer (stopped, swapped out by its
 //! own kernel, malicious) keeps only its own worker waiting.
 //!
@@ -27,6 +29,7 @@ mod cold;
 mod demote;
 mod evict;
 mod job;
+mod large;
 mod pace;
 mod stash;
 mod stores;
@@ -39,6 +42,7 @@ pub use cold::Cold;
 pub use evict::Evictor;
 pub use job::{Job, Routine, WorkerHandle};
 pub(crate) use job::{Queue, queue};
+pub use large::LargePages;
 pub use pace::{ScanSettings, host_ghz};
 pub(crate) use turn::Core;
 pub use worker::Worker;

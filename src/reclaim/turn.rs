@@ -4,7 +4,8 @@
 //! scan of pages that other VMs found to equal theirs; one job of the balloon's session or the guest, which wait for
 //! the answer; eviction that the policy has ordered; a slice of scanning and a step of sampling when they are due;
 //! what changed settings ask of sharing; a slice of a survey; what they ask of the stores; a cluster of pages to
-//! demote; a slice of swapped pages to bring back; and a slice of the VM to be looked through for cold pages.
+//! demote; a slice of swapped pages to bring back; a slice of the VM to be looked through for cold pages; and a large
+//! page to be made or broken.
 //!
 //! When a piece is due depends on the time, as do the pauses after something that could not be done. Each step is
 //! given the time, and returns until when nothing is due. A thread with a queue sleeps until then
@@ -19,6 +20,7 @@ use super::cold::{Cold, Hand};
 use super::demote::Demoter;
 use super::evict::Evictor;
 use super::job::{Job, Queue, Routine};
+use super::large::{self, LargeHand};
 use super::pace::Pace;
 use super::stores::Stores;
 use super::unswap::Unswapper;
@@ -54,6 +56,7 @@ pub(crate) struct Core {
     demoter: Demoter,
     unswapper: Unswapper,
     cold: Hand,
+    large: LargeHand,
 }
 
 impl Core {
@@ -78,6 +81,7 @@ impl Core {
             demoter: Demoter::default(),
             unswapper: Unswapper::default(),
             cold: Hand::new(Cold::default(), now),
+            large: LargeHand::default(),
             routine: Arc::clone(&queue.routine),
             vm,
             peers,
@@ -130,6 +134,12 @@ impl Core {
         self.unswapper.step(&self.vm, now, routine.unswap_rate);
         let evictor = &mut self.evictor;
         self.cold.step(&self.vm, evictor, now, routine.cold)?;
+        if let Some(broken) = self.large.step(&self.vm, now, routine.large)?
+            && routine.scan_rate > 0
+        {
+            let pages = broken.iter().collect();
+            self.scanner.scan_nudged(&self.vm, &*self.peers, pages)?;
+        }
         self.vm.give_back_emptied();
         Ok(Some(self.due(now, routine)))
     }
@@ -145,7 +155,8 @@ impl Core {
         let stores = stores
             .into_iter()
             .chain([self.unswapper.due(), self.cold.due()]);
-        let all = [self.evict_due(), scan, sample, joining, survey];
+        let large = self.large.due(&self.vm, routine.large);
+        let all = [self.evict_due(), scan, sample, joining, survey, large];
         let all = all.into_iter().chain(stores);
         all.flatten().fold(now + IDLE, Instant::min)
     }
@@ -194,6 +205,7 @@ impl Core {
 
     fn evict(&mut self, now: Instant, victims: Choice) -> Result<(), EngineError> {
         let Eviction { pages, means, .. } = self.vm.orders.evict();
+        large::make_choice(&self.vm, pages)?;
         let evicted = self.evictor.evict(&self.vm, pages, means, victims)?;
         self.vm.orders.evicted(evicted);
         // Not in vain: the pages wait in the second queue, and the next batch may find one that has waited long enough.

@@ -125,8 +125,10 @@ pub(super) fn take<'a>(
     while chosen.len() < want
         && let Some(gfn) = gfns.next()
     {
-        // Asked before the lock, because a look is cheaper than a lock, and again under it, when it cannot change.
+        // Asked before the lock, because a look is cheaper than a lock, and again under it, when it cannot change. A
+        // page of a large one cannot leave alone.
         if qualifies(vm.table.entry(gfn))
+            && !vm.large.holds(gfn)
             && let Some(page) = vm.try_lock(gfn)
             && qualifies(page.entry())
         {

@@ -125,7 +125,7 @@ fn command(
     Ok(done)
 }
 
-fn unless_refused(done: Result<(), EngineError>) -> Result<bool, EngineError> {
+pub(super) fn unless_refused(done: Result<(), EngineError>) -> Result<bool, EngineError> {
     match done {
         Ok(()) => Ok(true),
         Err(EngineError::Refused { .. }) => Ok(false),

@@ -18,6 +18,7 @@
 //! | [`freeze`], [`thaw`] | resident, accessed | resident, accesses wait; and back |
 //! | [`close`], [`reveal`] | shared, read | shared, reads wait too; and back |
 //! | [`place`] | frozen or nothing | shared with a frame that has its bytes |
+//! | [`enlarge`], [`tear`], [`break_up`] | resident | the same, as part of a large page; mapped one by one; in a small page |
 //! | [`rehome`] | any | any other but shared: what the guest has mapped goes first, then the home, then the memory |
 //!
 //! Only [`give_back`](moves::give_back) knows how the memory behind a home is freed: a hole in the RAM file, a
@@ -43,11 +44,13 @@
 //! something is freed.
 
 mod access;
+mod large;
 mod moves;
 mod place;
 
 #[cfg(test)]
 pub(crate) use access::{BRIDGE, bridged};
 pub(crate) use access::{afford, close, freeze, reveal, room, thaw};
+pub(crate) use large::{Enlarged, break_under, break_up, enlarge, tear};
 pub(crate) use moves::{give_up, rehome};
 pub(crate) use place::{FrameHold, Match, place};

@@ -110,6 +110,15 @@ impl Engine for Arc<Ram> {
         Ok(())
     }
 
+    /// What large pages save a guest is no time that a replay counts.
+    fn large_page(&self) -> Option<u32> {
+        None
+    }
+
+    fn dissolve(&self, _: GfnRun) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     fn read(&self, gfn: Gfn, into: &mut PageBuf) {
         make(gfn, self.size(gfn), into);
     }

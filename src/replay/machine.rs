@@ -20,7 +20,7 @@ use crate::page::{Budget, Urgency};
 use crate::policy::{FreeState, HostSnapshot, Policy, ResourcePool, VmSnapshot};
 use crate::pool::{Hints, Pool};
 use crate::reclaim::victims::Choice;
-use crate::reclaim::{Job, Routine};
+use crate::reclaim::{Job, LargePages, Routine};
 use crate::settings::HostSettings;
 use crate::units::{Gfn, Pages, VmId};
 use crate::vm::Cause;
@@ -312,6 +312,7 @@ impl<'a> Machine<'a> {
             victims: self.victims,
             unswap_rate: settings.unswap_pages(),
             cold: settings.cold(),
+            large: LargePages::Break,
         };
         let floor = settings.sample_active_pct_min;
         let mut estimates = HashMap::new();

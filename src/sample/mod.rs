@@ -209,6 +209,7 @@ impl Sampler {
         let mut gfns: Vec<Gfn> = drawn.iter().map(|gfn| Gfn(gfn as u32)).collect();
         // Whoever locks several pages takes them in ascending order.
         gfns.sort_unstable();
+        free_of_large(vm, &mut gfns)?;
         let (mut resident, mut shared) = (Vec::new(), Vec::new());
         for page in gfns.into_iter().filter_map(|gfn| vm.try_lock(gfn)) {
             match page.home() {
@@ -243,7 +244,9 @@ impl Sampler {
         let mut busy = Vec::new();
         let (mut shared, mut frozen) = (Vec::new(), Vec::new());
         for gfn in std::mem::take(&mut self.marked) {
-            if !vm.table.entry(gfn).is_sampled() {
+            let is_untouched = vm.table.entry(gfn).is_sampled();
+            vm.large.note_sample(gfn, !is_untouched);
+            if !is_untouched {
                 continue;
             }
             let Some(page) = vm.try_lock(gfn) else {
@@ -272,4 +275,21 @@ impl Sampler {
         self.marked = busy;
         Ok(untouched)
     }
+}
+
+/// Has the pages that are in large pages mapped one by one, so that each can be frozen alone, and drops those of which
+/// that cannot be done.
+fn free_of_large(vm: &Vm, gfns: &mut Vec<Gfn>) -> Result<(), EngineError> {
+    let mut kept = Vec::with_capacity(gfns.len());
+    for &gfn in &*gfns {
+        let is_free = match vm.large.large_at(gfn) {
+            Some(region) => remap::tear(vm, region)?,
+            None => true,
+        };
+        if is_free {
+            kept.push(gfn);
+        }
+    }
+    *gfns = kept;
+    Ok(())
 }

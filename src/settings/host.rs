@@ -101,6 +101,7 @@ mod tests {
             ("Mem.ShareScanGHz", "4"),
             ("Mem.ShareRateMax", "1024"),
             ("Mem.ShareForceSalting", "2"),
+            ("Mem.AllocGuestLargePage", "1"),
             ("Mem.IdleTax", "75"),
             ("Mem.IdleTaxType", "1"),
             ("Mem.SamplePeriod", "60"),

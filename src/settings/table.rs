@@ -110,6 +110,17 @@ host_settings! {
         esx: Value::Whole(2),
         lab: Value::Whole(1) => "guests of one owner, who wants to see them share; VMs of different owners need 2",
     }
+    /// whether memory of guests is in large pages while the host is high; 0: those that there are, are broken
+    Mem.AllocGuestLargePage => alloc_guest_large_page: bool {
+        group: "sharing",
+        kind: Kind::whole("", 0, 1),
+        esx: Value::Whole(1),
+        lab: Value::Whole(0) => "nothing is shared of a large page, and most experiments begin with memory to spare and \
+            want to see it shared",
+        throughput: Value::Whole(1) => "a guest that jumps about in much memory reads and writes by a third faster",
+        deviation: "large pages are made of small ones that are there, not at the first touch; what is not touched costs \
+            nothing",
+    }
     /// the largest part of the pages a VM holds and does not use that others may take; 0: only shares count
     Mem.IdleTax => idle_tax: u32 {
         group: "allocation",

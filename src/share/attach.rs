@@ -28,8 +28,8 @@ use super::merge::{drop_zeroes, frame_of, wanted_frame};
 use crate::digest::digest;
 use crate::engine::EngineError;
 use crate::page::{Home, PageGuard, Urgency};
-use crate::remap::{FrameHold, Match, freeze, place};
-use crate::units::{FrameId, Gfn, GfnRun, PageBuf, VmId};
+use crate::remap::{FrameHold, Match, break_under, freeze, place};
+use crate::units::{FrameId, Gfn, GfnRun, PageBuf, VmId, runs_of};
 use crate::vm::Vm;
 
 /// Pages that are locked at once; as many as when candidates are merged.
@@ -94,6 +94,7 @@ fn attach_batch(
     batch: &[(Gfn, Gfn)],
     nudges: &mut Vec<(VmId, Gfn)>,
 ) -> Result<u32, EngineError> {
+    break_under(vm, &runs_of(batch.iter().map(|(gfn, _)| *gfn)))?;
     let held = hold(vm, batch, nudges);
     let reached = held.len();
     let resident = || {
@@ -137,6 +138,7 @@ fn hold<'a>(vm: &'a Vm, batch: &[(Gfn, Gfn)], nudges: &mut Vec<(VmId, Gfn)>) -> 
         // A page with one of these homes has no slot or frame that would have to be given up.
         let is_empty = |home| matches!(home, Home::Untouched | Home::Zero | Home::Resident);
         let page = vm.try_lock(gfn).filter(|page| is_empty(page.home()));
+        let page = page.filter(|_| !vm.large.holds(gfn));
         let Some(page) = page else { break };
         // Copied after the page is locked, and used from here on: the guest may write the source meanwhile.
         if !copy_out(vm, source, &mut content) {

@@ -107,12 +107,18 @@ impl<'a> Candidates<'a> {
             table.back_off(gfn);
             return;
         }
+        let is_large = self.vm.large.holds(gfn);
         let Some(digest) = digest else {
-            self.batch.push((gfn, Guess::Zero));
+            if !is_large {
+                self.batch.push((gfn, Guess::Zero));
+            }
             return;
         };
+        // The hint that this leaves is for the time when the large page is broken, and for other VMs.
         if let Some(guess) = self.guess(gfn, digest, low) {
-            self.batch.push((gfn, guess));
+            if !is_large {
+                self.batch.push((gfn, guess));
+            }
         } else if last == low {
             table.settle(gfn, self.writes_known);
         }

@@ -79,6 +79,9 @@ pub(super) fn merge(
 }
 
 fn hold(vm: &Vm, gfn: Gfn) -> Option<PageGuard<'_>> {
+    if vm.large.holds(gfn) {
+        return None;
+    }
     let page = vm.try_lock(gfn);
     if page.is_none() {
         // The scan has taken UNSEEN away, so without this note a busy page would not be scanned again.

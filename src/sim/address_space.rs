@@ -55,6 +55,10 @@ struct Page {
     /// Whether the page counts as unwritten: nothing was written or mapped since the host last asked.
     is_armed: bool,
     wakes: u64,
+    /// Whether what it holds is part of a large page.
+    is_large: bool,
+    /// Whether writes to it are noted.
+    is_tracked: bool,
     /// How many requests of its guest to replace its content are under way. Above zero, the content does not matter.
     unwanted: u32,
 }
@@ -89,6 +93,7 @@ impl Countdown {
 #[derive(Debug)]
 pub(super) struct AddressSpace {
     kind: EngineKind,
+    large_page: u32,
     pools: Vec<Arc<Pool>>,
     pool: Mutex<Arc<Pool>>,
     pages: Mutex<Vec<Page>>,
@@ -110,9 +115,10 @@ impl AddressSpace {
     pub(super) fn new(spec: &Spec, pools: &[Arc<Pool>], claims: Option<Claims>) -> Self {
         Self {
             kind: spec.kind,
+            large_page: spec.large_page,
             pools: pools.to_vec(),
             pool: Mutex::new(Arc::clone(&pools[spec.salt])),
-            pages: Mutex::new((0..spec.pages).map(|_| Page::default()).collect()),
+            pages: Mutex::new((0..spec.pages).map(|_| Page::new()).collect()),
             accepts: Countdown(AtomicU32::new(Countdown::NEVER)),
             refused: Counter::default(),
             life: Countdown(AtomicU32::new(Countdown::NEVER)),
@@ -224,6 +230,11 @@ impl AddressSpace {
         self.pages()[gfn.index()].view
     }
 
+    /// Whether what a page holds is part of a large page.
+    pub(super) fn is_large(&self, gfn: Gfn) -> bool {
+        self.pages()[gfn.index()].is_large
+    }
+
     /// What the RAM file holds, if it is no hole.
     pub(super) fn content(&self, gfn: Gfn) -> Option<Box<PageBuf>> {
         self.pages()[gfn.index()].content.clone()
@@ -237,6 +248,13 @@ impl AddressSpace {
 }
 
 impl Page {
+    fn new() -> Self {
+        Self {
+            is_tracked: true,
+            ..Self::default()
+        }
+    }
+
     fn fill(&mut self, gfn: Gfn, content: PageBuf) {
         assert!(self.content.is_none(), "{gfn} is filled and is no hole");
         self.content = Some(Box::new(content));
@@ -292,7 +310,22 @@ impl Mapped<'_> {
                 (Op::Freeze, View::Closed | View::Open) if !is_hole => View::Closed,
                 // Runs are joined over holes.
                 (Op::Freeze, View::Closed) if space.kind == EngineKind::Uffd => View::Closed,
-                (Op::Open, View::Closed | View::Open) if !is_hole => View::Open,
+                (Op::Open, View::Closed | View::Open) if !is_hole => {
+                    page.is_armed = false;
+                    page.is_tracked = true;
+                    View::Open
+                }
+                // Without userfaultfd the kernel maps a large page only where all of it is open.
+                (Op::Enlarge, View::Closed) if !is_hole && space.kind == EngineKind::Uffd => {
+                    page.is_large = true;
+                    page.is_tracked = false;
+                    View::Open
+                }
+                (Op::Enlarge, View::Open) if !is_hole => {
+                    page.is_large = true;
+                    page.is_tracked = space.kind == EngineKind::Mprotect;
+                    View::Open
+                }
                 (Op::MapShared, View::Closed) => {
                     let is_same = page.content.as_deref() == Some(&space.frame(gfn, frame));
                     assert!(is_same || page.unwanted > 0, "{gfn} gets other bytes");
@@ -375,6 +408,21 @@ impl Engine for Arc<AddressSpace> {
         Ok(execute(&self.mapped_by(Who::MemoryThread), &command))
     }
 
+    fn large_page(&self) -> Option<u32> {
+        Some(self.large_page)
+    }
+
+    fn dissolve(&self, run: GfnRun) -> Result<(), EngineError> {
+        self.check_alive()?;
+        for gfn in run.iter() {
+            let page = &mut self.pages()[gfn.index()];
+            assert!(page.content.is_some(), "{gfn} is dissolved and is a hole");
+            assert_eq!(page.view, View::Closed, "{gfn} is dissolved");
+            page.is_large = false;
+        }
+        Ok(())
+    }
+
     fn set_pool(&self, pool: BorrowedFd<'_>) -> Result<(), EngineError> {
         let file = |fd: BorrowedFd<'_>| fstat(fd).expect("it is open").st_ino;
         let is_it = |known: &&Arc<Pool>| {
@@ -410,6 +458,7 @@ impl Engine for Arc<AddressSpace> {
         for gfn in run.iter() {
             let page = &mut self.pages()[gfn.index()];
             assert!(page.content.is_some(), "{gfn} is punched and is a hole");
+            assert!(!page.is_large, "{gfn} is punched out of a large page");
             if page.view == View::Open {
                 let may_be_open = self.kind == EngineKind::Uffd && page.unwanted > 0;
                 assert!(may_be_open, "{gfn} is punched while the guest can write it");
@@ -462,7 +511,7 @@ impl Engine for Arc<AddressSpace> {
         for gfn in run.iter() {
             let page = &mut self.pages()[gfn.index()];
             // This includes holes, and pages that were frozen after they were written.
-            if !page.view.is_pool() && !page.is_armed {
+            if !page.view.is_pool() && !page.is_armed && page.is_tracked {
                 page.is_armed = true;
                 each(GfnRun::single(gfn));
             }

@@ -37,6 +37,8 @@ pub(super) struct Spec {
     pub(super) inline: bool,
     /// The most pages that it is given ahead, before it asks for them.
     pub(super) ahead: u32,
+    /// How many pages a large page has.
+    pub(super) large_page: u32,
 }
 
 /// The other VMs as a scanner sees them, and their workers.
@@ -268,7 +270,7 @@ impl Guest {
         assert_eq!(vm.table.recount(), counts);
         // Why pages are not shared: each page has one reason, and only those in RAM need any.
         let mut homes = [0; KINDS];
-        vm.table.visit_standings(|entry, standing| {
+        vm.table.visit_standings(|_, entry, standing| {
             let home = entry.home();
             assert_eq!(
                 standing == Standing::Elsewhere,
@@ -284,6 +286,13 @@ impl Guest {
         assert!(vm.vmas.upper_bound() >= mapped, "{mapped} VMAs");
         for (gfn, home) in self.homes() {
             self.check_page(gfn, home);
+            // A large page is one until it is broken, and nobody has taken a part of it.
+            let is_large = vm.large.holds(gfn);
+            assert!(
+                is_large || !self.space.is_large(gfn),
+                "{gfn} is in a large page"
+            );
+            assert!(!is_large || home == Home::Resident, "{gfn} is {home:?}");
         }
         let (given_up, refused) = (self.space.given_up(), self.space.refused.get());
         assert_eq!(given_up, refused, "claims given up, and refused");

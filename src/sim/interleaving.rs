@@ -15,7 +15,7 @@ use super::{Guest, GuestThread, Host, Op, Spec, scanning};
 use crate::compress::samples;
 use crate::engine::EngineKind::{self, Mprotect, Uffd};
 use crate::page::Urgency;
-use crate::reclaim::{Cold, Job, WorkerHandle};
+use crate::reclaim::{Cold, Job, LargePages, WorkerHandle};
 use crate::share::AttachRequest;
 use crate::sync::{self, AtomicU32, Ordering};
 use crate::units::{Gfn, GfnRun, PAGE_SIZE, PageBuf, Pages, VmId};
@@ -33,7 +33,14 @@ const VMA_BUDGET: u32 = 100;
 const OPS: usize = 6;
 const ORDERS: usize = 12;
 /// What does not happen while disks work, or happens too seldom to be relied on.
-const NEVER: [&str; 4] = ["evict_failed", "swap_errors", "cache_errors", "mismatched"];
+const NEVER: [&str; 6] = [
+    "evict_failed",
+    "swap_errors",
+    "cache_errors",
+    "mismatched",
+    "enlarged",
+    "broken",
+];
 
 /// What happens only to guests that serve themselves.
 const INLINE: [&str; 4] = [
@@ -148,6 +155,8 @@ fn spec(kind: EngineKind, threads: usize) -> Spec {
         zip_pages: 1,
         vma_budget: VMA_BUDGET,
         threads,
+        // The least there can be: seldom are many neighbours in RAM here.
+        large_page: 2,
         ..Spec::of(kind, PAGES)
     }
 }
@@ -228,6 +237,7 @@ impl Scene {
             worker.change(|it| it.scan_rate = 0);
             worker.change(|it| it.sample_period = Duration::ZERO);
             worker.change(|it| it.cold = Cold::default());
+            worker.change(|it| it.large = LargePages::Break);
             host.join(worker, Some(0));
         }
         while running.load(Ordering::SeqCst) > 0 {
@@ -241,7 +251,7 @@ impl Scene {
     }
 
     fn order(self, host: &Host, vm: &Vm, worker: &WorkerHandle) {
-        match thread_rng().gen_range(0..12) {
+        match thread_rng().gen_range(0..14) {
             0 => worker.change(|it| it.scan_rate = FAST * u32::from(thread_rng().gen_bool(0.7))),
             1 => worker.change(|it| it.sample_period = Duration::from_millis(50)),
             2 => vm.zip.lock().set_max_pages(thread_rng().gen_range(0..2)),
@@ -266,6 +276,13 @@ impl Scene {
                 }
             }),
             10 => host.cache.set_size(Pages(thread_rng().gen_range(0..4))),
+            11 | 12 => worker.change(|it| {
+                it.large = match thread_rng().gen_range(0..4) {
+                    0 => LargePages::Break,
+                    1 => LargePages::Keep,
+                    _ => LargePages::Grow { all: true },
+                }
+            }),
             // Only time passes.
             _ => {}
         }

@@ -32,6 +32,7 @@ mod fault_thread;
 mod guest;
 mod host;
 mod interleaving;
+mod large;
 mod pressure;
 mod races;
 mod random_steps;

@@ -15,7 +15,7 @@ use super::{Countdown, Guest, Host, Op, Spec};
 use crate::compress::samples;
 use crate::engine::EngineError;
 use crate::page::Home;
-use crate::reclaim::Job;
+use crate::reclaim::{Job, LargePages};
 use crate::share::AttachRequest;
 use crate::swap::CacheFile;
 use crate::units::{Gfn, GfnRun, PageBuf, Pages, VmId};
@@ -85,6 +85,8 @@ pub(super) enum Step {
     /// Pages that were not touched for so many milliseconds leave, as long as no more than so many percent come back in
     /// an hour.
     Cold(u64, u32),
+    /// What becomes of large pages from now on.
+    Large(LargePages),
     SwapFails(Option<Errno>),
     /// The disk of the host cache fails.
     CacheFails(Option<Errno>),
@@ -162,6 +164,13 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         2 => (0..100u32).prop_map(|rate| Step::Unswap(NonZeroU32::new(rate))),
         3 => (0..2000u64, prop::sample::select(vec![1, 1000, u32::MAX]))
             .prop_map(|(age, refaults)| Step::Cold(age, refaults)),
+        4 => prop::sample::select(vec![
+                LargePages::Break,
+                LargePages::Keep,
+                LargePages::Grow { all: false },
+                LargePages::Grow { all: true },
+            ])
+            .prop_map(Step::Large),
         1 => prop::sample::select(vec![None, Some(Errno::ENOSPC), Some(Errno::EIO)])
             .prop_map(Step::SwapFails),
         1 => prop::sample::select(vec![None, None, Some(Errno::ENOSPC), Some(Errno::EIO)])
@@ -310,6 +319,7 @@ fn act(host: &Host, guest: &mut Guest, step: Step) {
         Step::Evict(want, means) => evict(guest, want, means),
         Step::Unswap(rate) => vm.orders.set_unswap(rate),
         Step::Cold(age, refaults) => guest.cold(Duration::from_millis(age), refaults),
+        Step::Large(large) => guest.worker.handle.change(|it| it.large = large),
         Step::SwapFails(errno) => guest.disk.set_failing(errno),
         Step::CacheFails(errno) => guest.cache_disk.set_failing(errno),
         Step::CacheSize(pages) => host.cache.set_size(Pages(pages)),

@@ -14,6 +14,7 @@ use super::survey::{self, Foreseen};
 use super::worker::PAUSE;
 use super::{Countdown, Guest, Host, Spec};
 use crate::page::{Home, Standing};
+use crate::reclaim::LargePages;
 use crate::units::{Gfn, PageBuf};
 use crate::vm::Blocked;
 
@@ -43,6 +44,11 @@ fn calm(host: &Host, place: usize, guest: &mut Guest) {
     guest.block(Blocked::No);
     // What leaves for its age is neither found nor saved.
     guest.cold(Duration::ZERO, 1);
+    // Nothing is shared of a large page.
+    guest
+        .worker
+        .handle
+        .change(|it| it.large = LargePages::Break);
     // One thread may wait for what another has not yet confirmed.
     let threads = guest.threads.len();
     let waiting = |guest: &mut Guest| (0..threads).filter(|it| !guest.drive(*it)).count();
@@ -79,7 +85,7 @@ fn check_all_found(host: &Host, guests: &[&mut Guest]) {
     let mut seen: HashMap<(usize, [u8; 4096]), (u32, Gfn, Home)> = HashMap::new();
     for guest in guests {
         let domain = survey::domain(host, guest);
-        guest.vm.table.visit_standings(|entry, standing| {
+        guest.vm.table.visit_standings(|_, entry, standing| {
             let is_unique = matches!(standing, Standing::Elsewhere | Standing::Unique);
             assert!(is_unique, "{:?} is {standing:?}", entry.home());
         });

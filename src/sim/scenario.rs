@@ -31,6 +31,8 @@ pub(super) const SWAP: Means = Means {
     swap: true,
 };
 
+/// The pages of a large page, unless a test says otherwise: small guests have several.
+pub(super) const LARGE_PAGE: u32 = 8;
 /// Pages of the host that are kept for refills and reclaim.
 pub(super) const RESERVE: u64 = 4;
 
@@ -47,6 +49,7 @@ impl Spec {
             threads: 1,
             inline: false,
             ahead: 15,
+            large_page: LARGE_PAGE,
         }
     }
 

@@ -147,7 +147,7 @@ metrics! {
     Gauge, "vm_consumed_bytes", Pages, Of("vms[].consumed_pages"), "Host memory that it costs.";
     Gauge, "vm_shared_saved_bytes", Pages, Of("vms[].saved_pages"), "Its part of what sharing saves.";
     Gauge, "vm_break_cost_bytes", Pages, Of("vms[].break_cost_pages"), "Memory that it would take if the VM wrote all its shared pages.";
-    Gauge, "vm_sharing_bytes", Pages, By("why", &["vms[].sharing.shared_pages", "vms[].sharing.zero_pages", "vms[].sharing.unscanned_pages", "vms[].sharing.volatile_pages", "vms[].sharing.unique_pages", "vms[].sharing.other_salt_pages", "vms[].sharing.vma_budget_pages", "vms[].sharing.no_memory_pages", "vms[].sharing.moving_pages", "vms[].sharing.off_pages", "vms[].sharing.compressed_pages", "vms[].sharing.swapped_pages", "vms[].sharing.ballooned_pages", "vms[].sharing.untouched_pages"]), "Where its memory stands with sharing, and why it is not shared; the parts add up to its size.";
+    Gauge, "vm_sharing_bytes", Pages, By("why", &["vms[].sharing.shared_pages", "vms[].sharing.zero_pages", "vms[].sharing.unscanned_pages", "vms[].sharing.volatile_pages", "vms[].sharing.unique_pages", "vms[].sharing.other_salt_pages", "vms[].sharing.vma_budget_pages", "vms[].sharing.no_memory_pages", "vms[].sharing.large_pages", "vms[].sharing.moving_pages", "vms[].sharing.off_pages", "vms[].sharing.compressed_pages", "vms[].sharing.swapped_pages", "vms[].sharing.ballooned_pages", "vms[].sharing.untouched_pages"]), "Where its memory stands with sharing, and why it is not shared; the parts add up to its size.";
     Gauge, "vm_hinted_bytes", Pages, Of("vms[].hinted_pages"), "Its pages that wait as hints for one of equal content.";
     Gauge, "vm_overhead_bytes", Pages, Of("vms[].overhead_pages"), "Metadata that the daemon keeps for it.";
     Gauge, "vm_cache_bytes", Pages, Of("vms[].zip_pages"), "Host memory of its compression cache.";
@@ -210,6 +210,9 @@ metrics! {
     Gauge, "vm_process_bytes", Bytes, Of("vms[].process_bytes"), "What its process takes beside its RAM; the budget does not count it.";
     Counter, "vm_cold_pages", Moves, Of("vms[].evict.cold"), "Evicted pages that their guest had not touched for Memvisor.ColdAge.";
     Counter, "vm_cold_refaulted_pages", Moves, Of("vms[].evict.cold_back"), "Such pages that their guest wanted back from a store.";
+    Gauge, "vm_large_bytes", Pages, Of("vms[].large.pages"), "Its RAM that is in large pages.";
+    Counter, "vm_large_made", Plain, Of("vms[].large.made"), "Large pages that were made.";
+    Counter, "vm_large_broken", Plain, Of("vms[].large.broken"), "Large pages that were broken.";
     Gauge, "vm_mappings", Plain, Of("vms[].vmas"), "Mappings of the guest's process that its RAM takes, at most.";
     Gauge, "vm_mappings_budget", Plain, Of("vms[].vma_budget"), "The most that changes by choice may lead to.";
     Gauge, "vm_blocked", Plain, Of("vms[].blocked"), "1 if it must wait with its next page of memory.";

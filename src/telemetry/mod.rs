@@ -31,9 +31,11 @@ pub use host::{
 };
 pub use model::{Rates, Savings, StallRates, VmRates, overcommit};
 pub use series::Series;
-pub use sharing::{EstimatedPages, ShareEstimate, SharingStatus, VmShareEstimate};
+pub use sharing::{
+    EstimatedPages, LargeStatus, ScanStatus, ShareEstimate, SharingStatus, VmShareEstimate,
+};
 pub use swap::{SwapCacheStatus, SwapStatus};
 pub use vm::{
     ActivityStatus, AllocationStatus, BalloonStatus, EvictStatus, FaultStatus, GuestClaims, Homes,
-    LatencyStatus, ScanStatus, StallStatus, VmStatus, ZipStatus,
+    LatencyStatus, StallStatus, VmStatus, ZipStatus,
 };

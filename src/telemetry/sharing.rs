@@ -35,6 +35,8 @@ pub struct SharingStatus {
     pub vma_budget_pages: Pages,
     /// Resident, and equal to others, but there was no memory for a frame.
     pub no_memory_pages: Pages,
+    /// Resident, in a large page, of which nothing is shared.
+    pub large_pages: Pages,
     /// Resident, and being moved just now.
     pub moving_pages: Pages,
     /// Resident, and sharing is off: for this VM, for all of them, or until it has moved to another sharing domain.
@@ -50,7 +52,7 @@ impl SharingStatus {
 
     /// Each number with its name: what saves memory first, then why the others do not, then what is not in RAM.
     #[must_use]
-    pub const fn each(&self) -> [(&'static str, Pages); 14] {
+    pub const fn each(&self) -> [(&'static str, Pages); 15] {
         [
             ("shared", self.shared_pages),
             ("zero", self.zero_pages),
@@ -60,6 +62,7 @@ impl SharingStatus {
             ("other salt", self.other_salt_pages),
             ("VMA budget", self.vma_budget_pages),
             ("no memory", self.no_memory_pages),
+            ("large page", self.large_pages),
             ("moving", self.moving_pages),
             ("off", self.off_pages),
             ("compressed", self.compressed_pages),
@@ -91,9 +94,43 @@ impl SharingStatus {
         self.other_salt_pages.0 += other.other_salt_pages.0;
         self.vma_budget_pages.0 += other.vma_budget_pages.0;
         self.no_memory_pages.0 += other.no_memory_pages.0;
+        self.large_pages.0 += other.large_pages.0;
         self.moving_pages.0 += other.moving_pages.0;
         self.off_pages.0 += other.off_pages.0;
     }
+}
+
+/// How pages of one VM came to be shared so far, and what the sharing scanner did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct ScanStatus {
+    /// Pages scanned.
+    pub pages_scanned: u64,
+    /// Pages mapped onto a shared frame.
+    pub merged: u64,
+    /// Pages mapped onto a shared frame because the guest asked for that, before it had them.
+    pub attached: u64,
+    /// Pages found to be all zero and given back.
+    pub zero_found: u64,
+    /// Pages left alone because they had changed since the last scan.
+    pub volatile: u64,
+    /// Passes over the whole VM that have ended.
+    pub passes: u64,
+    /// Whether the latest pass found nothing new, nothing is left to be scanned or merged, and no page has
+    /// become resident since.
+    pub settled: bool,
+}
+
+/// Large pages of one VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LargeStatus {
+    /// Its pages that are in large pages.
+    pub pages: Pages,
+    /// Large pages made so far.
+    pub made: u64,
+    /// Large pages broken so far.
+    pub broken: u64,
 }
 
 impl HostStatus {

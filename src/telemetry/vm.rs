@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::balloon::BalloonSessionStatus;
 use super::health::Health;
 use super::model::VmRates;
-use super::sharing::SharingStatus;
+use super::sharing::{LargeStatus, ScanStatus, SharingStatus};
 use super::swap::SwapStatus;
 use crate::units::{Bytes, Pages, VmId};
 
@@ -249,27 +249,6 @@ impl StallStatus {
     }
 }
 
-/// How pages of one VM came to be shared so far, and what the sharing scanner did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct ScanStatus {
-    /// Pages scanned.
-    pub pages_scanned: u64,
-    /// Pages mapped onto a shared frame.
-    pub merged: u64,
-    /// Pages mapped onto a shared frame because the guest asked for that, before it had them.
-    pub attached: u64,
-    /// Pages found to be all zero and given back.
-    pub zero_found: u64,
-    /// Pages left alone because they had changed since the last scan.
-    pub volatile: u64,
-    /// Passes over the whole VM that have ended.
-    pub passes: u64,
-    /// Whether the latest pass found nothing new, nothing is left to be scanned or merged, and no page has
-    /// become resident since.
-    pub settled: bool,
-}
-
 /// Where reclaimed pages of one VM went so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -363,6 +342,8 @@ pub struct VmStatus {
     pub scan: ScanStatus,
     /// Where its reclaimed pages went.
     pub evict: EvictStatus,
+    /// Its large pages.
+    pub large: LargeStatus,
     /// Mappings of the guest process that sharing has cost so far, of `vma_budget`.
     pub vmas: u64,
     /// The most mappings sharing may cost this guest.

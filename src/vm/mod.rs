@@ -17,6 +17,7 @@
 
 mod activity;
 mod inline;
+mod large;
 mod latency;
 mod orders;
 mod params;
@@ -45,6 +46,7 @@ use crate::units::{FrameId, Gfn, Pages, VmId};
 
 pub use activity::{Activity, Estimate};
 pub use inline::LockError;
+pub use large::{Large, Region};
 use latency::Latencies;
 pub use latency::Latency;
 pub use orders::{Blocked, Eviction, Means, Orders};
@@ -117,6 +119,8 @@ pub struct Vm {
     pub settled: Settled,
     /// Its budget of VMAs.
     pub vmas: Vmas,
+    /// Which parts of its RAM are large pages.
+    pub large: Large,
     /// Whether the swap file refused the latest write.
     swap_failing: AtomicBool,
     end_reason: OnceLock<String>,
@@ -154,6 +158,7 @@ impl Vm {
             id,
             since,
             table,
+            large: Large::new(params.pages, engine.large_page()),
             params,
             engine,
             zip: Mutex::new(parts.zip),

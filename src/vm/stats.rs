@@ -117,6 +117,10 @@ counters!(
         cold,
         /// Went to a store because their guest had not touched them for long, and were wanted back.
         cold_back,
+        /// Regions that became large pages; not pages.
+        enlarged,
+        /// Large pages that were broken; not pages.
+        broken,
         /// Given up by the guest.
         inflated,
         /// Given up by the guest although they had only just been brought back from a store: the guest

@@ -29,6 +29,8 @@ pub struct Vmas {
     begun: AtomicU32,
     /// How many of these the page table shows.
     ended: AtomicU32,
+    /// What large pages take, which the page table does not show.
+    large: AtomicU32,
 }
 
 /// Runs that count as being remapped until this is dropped.
@@ -56,6 +58,7 @@ impl Vmas {
             counted: AtomicU64::new(1 << u32::BITS),
             begun: AtomicU32::new(0),
             ended: AtomicU32::new(0),
+            large: AtomicU32::new(0),
         }
     }
 
@@ -77,7 +80,15 @@ impl Vmas {
         // The count before the changes, so that `begun` includes all the changes that it covers.
         let (count, taken_off) = self.latest_count();
         let since = self.begun.load(Ordering::Relaxed).wrapping_sub(taken_off);
-        count.saturating_add(since.saturating_mul(2))
+        let large = self.large.load(Ordering::Relaxed);
+        count
+            .saturating_add(since.saturating_mul(2))
+            .saturating_add(large)
+    }
+
+    /// Sets what large pages take at most.
+    pub fn set_large(&self, vmas: u32) {
+        self.large.store(vmas, Ordering::Relaxed);
     }
 
     /// Begins to remap `runs` runs. The change must last until the guest has remapped them and the page table shows it.

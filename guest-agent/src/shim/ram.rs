@@ -11,7 +11,7 @@ use memvisor_wire::sys::uffd::{self, Userfault};
 use memvisor_wire::{Gfn, GfnRun, PAGE_SIZE};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mprotect};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, mprotect};
 
 use super::Memory;
 use super::linear::Linear;
@@ -42,6 +42,28 @@ pub(super) fn map_file(file: BorrowedFd<'_>, len: usize, access: ProtFlags) -> i
     Ok(base.addr().get())
 }
 
+/// What a large page of the processor maps, and what an address must be a multiple of to have one.
+const LARGE: usize = 2 << 20;
+/// Half of that, in pages.
+const HALF: u32 = (LARGE / PAGE_SIZE / 2) as u32;
+
+/// As [`map_file`], at an address at which the file's large pages can be mapped.
+fn map_aligned(file: BorrowedFd<'_>, len: usize, access: ProtFlags) -> io::Result<usize> {
+    let room =
+        NonZeroUsize::new(len.checked_add(LARGE).ok_or(Errno::ENOMEM)?).ok_or(Errno::EINVAL)?;
+    let len = NonZeroUsize::new(len).ok_or(Errno::EINVAL)?;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+    // SAFETY: the kernel chooses free address space, so no existing mapping is touched.
+    let reserved = unsafe { mmap_anonymous(None, room, ProtFlags::PROT_NONE, flags) }?;
+    let start = reserved.addr().get();
+    let base = NonZeroUsize::new(start.next_multiple_of(LARGE)).ok_or(Errno::EINVAL)?;
+    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+    // SAFETY: the range is inside the one just reserved, which nobody else knows; the descriptor is open; offset 0 is
+    // page aligned. What is left of the reservation at either side costs no memory, and stays.
+    unsafe { mmap(Some(base), len, access, flags, file, 0) }?;
+    Ok(base.get())
+}
+
 impl RamMap {
     /// Maps RAM so that every access waits for the daemon: if there is a userfaultfd, by registering RAM
     /// with it, else by allowing no access.
@@ -55,7 +77,7 @@ impl RamMap {
         let len = pages as usize * PAGE_SIZE;
         // With access at once: no thread of the guest runs yet that could touch a page before it is registered.
         let access = uffd.as_ref().map_or(ProtFlags::empty(), |_| READ_WRITE);
-        let base = map_file(ram.as_fd(), len, access)?;
+        let base = map_aligned(ram.as_fd(), len, access)?;
         // SAFETY: just mapped, that long, and never unmapped; the handler or the daemon resolves its faults.
         let linear = unsafe { Linear::at(base, pages) };
         let map = Self {
@@ -100,6 +122,39 @@ impl RamMap {
         // An access by the guest that is not allowed raises SIGSEGV, which our handler serves; the daemon
         // allows only what is in place.
         unsafe { mprotect(address, len.get(), access) }
+    }
+
+    /// Maps a run whose pages are all present, page by page: the kernel maps no part of it that is smaller than a large
+    /// page as one.
+    fn map_small(&self, run: GfnRun) -> nix::Result<()> {
+        let mut rest = run;
+        while rest.count > 0 {
+            let count = (HALF - rest.start.0 % HALF).min(rest.count);
+            self.map_present(GfnRun::new(rest.start, count))?;
+            rest = GfnRun::new(Gfn(rest.start.0 + count), rest.count - count);
+        }
+        Ok(())
+    }
+
+    /// Backs a run whose pages are all present by a large page, and maps it as such.
+    fn enlarge(&self, run: GfnRun) -> nix::Result<()> {
+        let (address, len) = self.range(run)?;
+        let (start, len) = (address.addr().get(), len.get());
+        // Where writes are tracked, the kernel maps no large page.
+        if let Some(uffd) = &self.uffd {
+            uffd.unregister(start, len)?;
+        }
+        // SAFETY: the range is page aligned and inside the RAM mapping (`range`). The advice changes no byte of pages
+        // that are present. It would fill holes with zeroes; the daemon holds all pages of the run locked and resident.
+        let done = unsafe { libc::madvise(address.as_ptr(), len, libc::MADV_COLLAPSE) };
+        let enlarged = Errno::result(done).map(drop);
+        let registered = match &self.uffd {
+            Some(uffd) if enlarged.is_ok() => uffd.register_untracked(start, len),
+            _ => self.register(run),
+        };
+        // A run that is not registered must not stay accessible: holes in it would fill behind the daemon's back.
+        registered.or_else(|_| self.map_private(run))?;
+        enlarged
     }
 
     /// Maps frames of the share pool, read-only, over RAM pages.
@@ -161,7 +216,9 @@ impl Mapping for RamMap {
         match (op, &self.uffd) {
             (Op::Freeze, Some(_)) => self.drop_entries(run),
             (Op::Freeze, None) | (Op::Close, _) => self.protect(run, ProtFlags::PROT_NONE),
-            (Op::Open, _) => self.protect(run, READ_WRITE),
+            (Op::Open, Some(_)) => self.map_small(run),
+            (Op::Open, None) => self.protect(run, READ_WRITE),
+            (Op::Enlarge, _) => self.enlarge(run),
             (Op::Reveal, _) => self.protect(run, ProtFlags::PROT_READ),
             (Op::MapShared, _) => self.map_shared(run, frame),
             (Op::MapPrivate, _) => self.map_private(run),

@@ -30,7 +30,7 @@ use crate::vm_name::NAME_MAX;
 use crate::{DecodeError, Reader, Writer};
 
 /// The version of this protocol. Both sides come from one build, so it must match exactly.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// The longest message: a command of [`MAX_RUNS`] runs, rounded up.
 pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Runs in one command. Each run takes a system call, and 1024 of them keep the memory thread busy for about 3 ms.

@@ -31,12 +31,12 @@ pub enum Standing {
 }
 
 impl PageTable {
-    /// Shows each page's entry and where the page stands to `visit`.
-    pub fn visit_standings(&self, mut visit: impl FnMut(Entry, Standing)) {
+    /// Shows each page with its entry and where it stands to `visit`.
+    pub fn visit_standings(&self, mut visit: impl FnMut(Gfn, Entry, Standing)) {
         for (gfn, word) in (0..).zip(&self.entries) {
             // Acquire, as of `entry`.
             let entry = Entry(word.load(Ordering::Acquire));
-            visit(entry, self.standing(Gfn(gfn), entry));
+            visit(Gfn(gfn), entry, self.standing(Gfn(gfn), entry));
         }
     }
 
@@ -124,7 +124,7 @@ mod tests {
     fn each_page_is_visited_once() {
         let table = table();
         let mut visited = Vec::new();
-        table.visit_standings(|entry, standing| visited.push((entry.home(), standing)));
+        table.visit_standings(|_, entry, standing| visited.push((entry.home(), standing)));
         assert_eq!(visited.len(), 2 * GROUP as usize);
         assert_eq!(visited[0], (Home::Resident, Standing::Unscanned));
         assert!(

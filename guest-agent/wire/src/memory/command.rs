@@ -16,8 +16,10 @@ pub enum Op {
     Close,
     /// Allow reading of closed frames.
     Reveal,
-    /// Allow access to frozen RAM pages (mprotect engine).
+    /// Allow access to RAM pages that hold something, whether they are frozen or not, and map them one by one.
     Open,
+    /// Back an aligned run of RAM pages, all of which can be accessed, by a large page, and map it as such.
+    Enlarge,
 }
 
 /// A run of pages. For [`Op::MapShared`] it also names the frame of the first page; the other pages get the frames
@@ -70,6 +72,7 @@ impl Command {
             Op::Close => 4,
             Op::Reveal => 5,
             Op::Open => 6,
+            Op::Enlarge => 7,
         };
         let count = u16::try_from(self.runs.len().min(MAX_RUNS)).unwrap_or(u16::MAX);
         w.u32(self.seq).u16(op).u16(count);
@@ -90,14 +93,14 @@ impl Command {
             4 => Op::Close,
             5 => Op::Reveal,
             6 => Op::Open,
+            7 => Op::Enlarge,
             op => {
                 return Err(DecodeError::Value {
                     field: "op",
                     value: u64::from(op),
-                    allowed:
-                        "1 (freeze), 2 (map shared), 3 (map private), 4 (close), 5 (reveal) or \
-                              6 (open)"
-                            .into(),
+                    allowed: "1 (freeze), 2 (map shared), 3 (map private), 4 (close), 5 (reveal), \
+                              6 (open) or 7 (enlarge)"
+                        .into(),
                 });
             }
         };

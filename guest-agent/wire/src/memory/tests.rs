@@ -15,7 +15,8 @@ fn message() -> impl Strategy<Value = Message> {
         Just(Op::MapPrivate),
         Just(Op::Close),
         Just(Op::Reveal),
-        Just(Op::Open)
+        Just(Op::Open),
+        Just(Op::Enlarge)
     ];
     prop_oneof![
         (

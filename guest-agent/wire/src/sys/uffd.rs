@@ -26,6 +26,7 @@ mod call {
     use linux_raw_sys::general::*;
 
     nix::ioctl_readwrite!(register, UFFDIO, _UFFDIO_REGISTER, uffdio_register);
+    nix::ioctl_read!(unregister, UFFDIO, _UFFDIO_UNREGISTER, uffdio_range);
     nix::ioctl_read!(wake, UFFDIO, _UFFDIO_WAKE, uffdio_range);
     nix::ioctl_readwrite!(copy, UFFDIO, _UFFDIO_COPY, uffdio_copy);
     nix::ioctl_readwrite!(zero, UFFDIO, _UFFDIO_ZEROPAGE, uffdio_zeropage);
@@ -103,12 +104,38 @@ impl Userfault {
     /// # Errors
     /// `EINVAL` when the range is not mapped, or not of shared memory.
     pub fn register(&self, start: usize, len: usize) -> nix::Result<()> {
-        let (start, len) = (start as u64, len as u64);
         let tracking = if self.tracks_writes {
             kernel::UFFDIO_REGISTER_MODE_WP
         } else {
             0
         };
+        self.register_with(start, len, tracking)
+    }
+
+    /// As [`register`](Self::register), but the kernel does not note which pages are written. So it may map large pages
+    /// as such. The range must not be registered.
+    ///
+    /// # Errors
+    /// As [`register`](Self::register).
+    pub fn register_untracked(&self, start: usize, len: usize) -> nix::Result<()> {
+        self.register_with(start, len, 0)
+    }
+
+    /// Ends the registration of `len` bytes at `start`. Until they are registered again, an access to an absent page
+    /// gets a page of zeroes, so no page may be absent.
+    ///
+    /// # Errors
+    /// `EINVAL` when the range is not mapped, `ENOMEM` at the limit of VMAs.
+    pub fn unregister(&self, start: usize, len: usize) -> nix::Result<()> {
+        let (start, len) = (start as u64, len as u64);
+        let mut range = uffdio_range { start, len };
+        // SAFETY: the descriptor is open as long as `self` lives, and `range` outlives the call, which writes no
+        // memory of this process.
+        unsafe { call::unregister(self.fd.as_raw_fd(), &raw mut range) }.map(drop)
+    }
+
+    fn register_with(&self, start: usize, len: usize, tracking: u32) -> nix::Result<()> {
+        let (start, len) = (start as u64, len as u64);
         let absent = kernel::UFFDIO_REGISTER_MODE_MISSING | kernel::UFFDIO_REGISTER_MODE_MINOR;
         let mut register = kernel::uffdio_register {
             range: uffdio_range { start, len },
