@@ -93,6 +93,14 @@ fn paths(seen: &BTreeMap<String, Seen>) -> Vec<(&'static str, u64)> {
     ]
 }
 
+/// Settings that say how pages move. One of them is every other one that is drawn.
+const OFTEN: [Key; 5] = [
+    Key::Victims,
+    Key::FaultsWait,
+    Key::BalloonTakes,
+    Key::AllocGuestLargePage,
+    Key::SwapCacheSize,
+];
 /// The most host settings that have values drawn at random at one time: with more of them, hardly any path would run.
 const DRAWN: usize = 4;
 
@@ -131,7 +139,11 @@ fn chaos(client: &Client, seed: u64, stop: &AtomicBool) -> u64 {
 /// Gives one setting of the host a value of its range; the one that has had such a value for longest gets its default
 /// back.
 fn draw_setting(client: &Client, random: &mut StdRng, drawn: &mut VecDeque<Key>) {
-    let spec = &TABLE[random.random_range(0..TABLE.len())];
+    let key = match random.random_bool(0.5) {
+        true => OFTEN[random.random_range(0..OFTEN.len())],
+        false => TABLE[random.random_range(0..TABLE.len())].key,
+    };
+    let spec = key.spec();
     // Balloons are set by hand here, to sizes that the host has told. One page an order would have guests stand still, and
     // so would a swap file that takes a second for each.
     if matches!(
