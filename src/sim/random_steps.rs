@@ -162,7 +162,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         9 => prop::collection::vec(requests(), 1..4).prop_map(Step::Ask),
         9 => (1..30u64, means()).prop_map(|(want, means)| Step::Evict(want, means)),
         2 => (0..100u32).prop_map(|rate| Step::Unswap(NonZeroU32::new(rate))),
-        3 => (0..2000u64, prop::sample::select(vec![1, 1000, u32::MAX]))
+        6 => (0..2000u64, prop::sample::select(vec![1, 1000, u32::MAX]))
             .prop_map(|(age, refaults)| Step::Cold(age, refaults)),
         4 => prop::sample::select(vec![
                 LargePages::Break,
