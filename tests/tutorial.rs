@@ -320,7 +320,8 @@ fn rows(svg: &str) -> Vec<String> {
         row if row.starts_with("memvisor") => "memvisor".to_owned(),
         row => row.split(" ursvd ").next().expect("a part").to_owned(),
     });
-    rows.collect()
+    // Not every kernel tells pressure.
+    rows.filter(|row| !row.starts_with("PSI")).collect()
 }
 
 /// The picture that `top` has drawn has the lines and columns of the one in the tutorial.

@@ -24,7 +24,7 @@ use crate::vm::{Blocked, Means, Vm};
 /// Guests that run at the same time; the last is in a sharing domain of its own.
 const GUESTS: usize = 4;
 const POOLS: usize = 2;
-const CASES: u32 = 96;
+const CASES: u32 = 160;
 const PAGES: u32 = 40;
 /// Pages that are used more than others, so that much happens to the same page.
 const HOT: u32 = 6;
@@ -175,7 +175,7 @@ pub(super) fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
             .prop_map(Step::SwapFails),
         1 => prop::sample::select(vec![None, None, Some(Errno::ENOSPC), Some(Errno::EIO)])
             .prop_map(Step::CacheFails),
-        2 => prop::sample::select(vec![0, 1, 9, 30, 200]).prop_map(Step::CacheSize),
+        2 => prop::sample::select(vec![0, 0, 0, 0, 1, 9, 30, 200]).prop_map(Step::CacheSize),
         1 => prop::sample::select(vec![0, 3, 12, u32::MAX]).prop_map(Step::CacheCap),
         1 => (0..5u32).prop_map(Step::ZipCap),
         1 => (0..=PAGES).prop_map(Step::SwapSlots),

@@ -20,7 +20,7 @@ use crate::sync;
 type Search = fn(&Arc<AtomicU64>);
 
 /// Worlds of random steps; each world has up to 250 steps.
-const WORLDS: u64 = 200;
+const WORLDS: u64 = 600;
 const SCHEDULES: usize = 4_000;
 const DEATHS: u32 = 1_000;
 
