@@ -6,6 +6,7 @@ mod rig;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use memvisor::telemetry::{ShareEstimate, VmShareEstimate};
 use memvisor::units::Pages;
 use memvisor_wire::sys::uffd;
 use rig::{Host, Process, engines, eventually, image, mappings};
@@ -56,6 +57,12 @@ fn guests_of_one_image_share_it_within_seconds_of_boot() {
     }
 }
 
+/// The estimate for a VM. They stand in the order in which they were powered on, which is nobody's.
+fn of_vm<'a>(estimate: &'a ShareEstimate, name: &str) -> &'a VmShareEstimate {
+    let found = estimate.vms.iter().find(|vm| vm.name == name);
+    found.unwrap_or_else(|| panic!("no {name}: {estimate:#?}"))
+}
+
 /// What sharing would save is known before it is on, and nothing comes of asking.
 #[test]
 fn what_sharing_would_save_is_estimated_before_it_is_on() {
@@ -95,11 +102,7 @@ fn what_sharing_would_save_is_estimated_before_it_is_on() {
             near(estimate.without_salts.pages, 2 * image),
             "two of all three: {estimate:#?}"
         );
-        let [a, b, red] = ["a", "b", "red"].map(|name| {
-            // In the order in which they were powered on, which is nobody's.
-            let found = estimate.vms.iter().find(|vm| vm.name == name);
-            found.unwrap_or_else(|| panic!("no {name}: {estimate:#?}"))
-        });
+        let [a, b, red] = ["a", "b", "red"].map(|name| of_vm(&estimate, name));
         assert!(near(a.would_save.pages, image / 2) && near(b.would_save.pages, image / 2));
         assert!(
             near(red.would_save.pages, 0) && estimate.missing.is_empty(),
