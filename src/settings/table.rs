@@ -117,8 +117,6 @@ host_settings! {
         esx: Value::Whole(1),
         lab: Value::Whole(0) => "nothing is shared of a large page, and most experiments begin with memory to spare and \
             want to see it shared",
-        throughput: Value::Whole(0) => "sampling each half second has most large pages mapped page by page, and to mend \
-            them takes a tenth of what a store of 320 MiB gets done",
         deviation: "large pages are made of small ones that are there, not at the first touch; what is not touched costs \
             nothing",
     }
