@@ -85,8 +85,8 @@ enum Request {
         /// The VM.
         #[arg(value_parser = values::name)]
         name: String,
-        /// shares, reservation, limit, pool, balloon-max, sharing, salt or swap-dir, or ESX's names, and
-        /// the value.
+        /// shares, reservation, limit, pool, balloon-max, sharing, salt, swap-dir or swap-persist, or ESX's
+        /// names, and the value.
         #[arg(value_name = "KEY=VALUE", required = true)]
         settings: Vec<String>,
     },

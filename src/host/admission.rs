@@ -337,7 +337,8 @@ impl Admission {
         // As in ESX, there is room from the start for all that may ever be taken from the guest.
         let slots = vm_settings::swap_slots(params, settings);
         let dir = self.configuration.swap_dir(settings);
-        let file = SwapFile::create(&dir, &params.name, slots, params.pages)?;
+        let file = SwapFile::kept_or_new(&dir, &params.name, slots, params.pages)?;
+        file.set_kept(settings.swap_persist);
         let cache = self.configuration.swap_cache.as_ref();
         let cache = cache.map(|cache| CacheFile::new(cache, &params.name, params.pages));
         let cache = cache.transpose()?;

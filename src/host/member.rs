@@ -175,6 +175,7 @@ impl Member {
 
     /// Replaces its settings.
     pub(super) fn set_layered(&self, layered: Layered) {
+        self.vm.swap.file.set_kept(layered.now.swap_persist);
         *lock(&self.layered) = layered;
     }
 

@@ -110,8 +110,8 @@ impl GuestStart<'_> {
     }
 }
 
-/// The arguments by which a guest on the host in `runtime_dir` is powered on with these settings, but for the place of
-/// its swap file, which can only be set later.
+/// The arguments by which a guest on the host in `runtime_dir` is powered on with these settings, but for what
+/// becomes of its swap file, which can only be set later.
 pub(crate) fn powered_on(patch: &VmPatch, runtime_dir: &Path) -> Vec<String> {
     let mut args = vec!["--runtime-dir".to_owned(), text(runtime_dir)];
     let Ok(Json::Object(settings)) = serde_json::to_value(patch) else {
@@ -119,7 +119,7 @@ pub(crate) fn powered_on(patch: &VmPatch, runtime_dir: &Path) -> Vec<String> {
     };
     for (key, value) in settings {
         match (key.as_str(), value) {
-            ("swap-dir", _) | (_, Json::Null) => {}
+            ("swap-dir" | "swap-persist", _) | (_, Json::Null) => {}
             ("sharing", value) => args.extend((value == false).then(|| "--no-sharing".to_owned())),
             (key, Json::String(text)) => args.extend([format!("--{key}"), text]),
             (key, number) => args.extend([format!("--{key}"), number.to_string()]),

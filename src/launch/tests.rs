@@ -80,8 +80,7 @@ fn log_tail_is_the_end_of_a_long_log() {
 
 #[test]
 fn guest_is_powered_on_with_all_settings_but_the_defaults() {
-    let words =
-        "shares=high reservation=16M limit=128M balloon-max=none sharing=off salt=a b swap-dir=/s";
+    let words = "shares=high reservation=16M limit=128M balloon-max=none sharing=off salt=a b swap-dir=/s swap-persist=on";
     let patch = VmPatch::from_words(words.split(' ').filter(|word| word.contains('=')));
     let args = powered_on(&patch.expect("valid"), Path::new("/run/x"));
     let expected = "--runtime-dir /run/x --limit 134217728 --reservation 16777216 --salt a --no-sharing --shares high";

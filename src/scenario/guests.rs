@@ -36,9 +36,10 @@ pub(super) struct WrittenGuest {
     settings: Keys,
 }
 
-/// What a guest can be set to: all that a VM can but the place of its swap file, which can only be changed later.
+/// What a guest can be set to: all that a VM can but what becomes of its swap file, which can only be changed later.
 fn settings() -> impl Iterator<Item = &'static VmKey> {
-    VM_KEYS.iter().filter(|key| key.name != "swap-dir")
+    let is_of_swap = |key: &VmKey| key.name.starts_with("swap-");
+    VM_KEYS.iter().filter(move |key| !is_of_swap(key))
 }
 
 /// The setting that is called so.

@@ -122,10 +122,10 @@ mod tests {
     #[test]
     fn words_under_both_names_are_read() {
         let short = "shares=high reservation=16M limit=128M balloon-max=64M sharing=off salt=a \
-                     swap-dir=/s";
+                     swap-dir=/s swap-persist=on";
         let esx = "sched.mem.shares=high sched.mem.min=16 SCHED.MEM.MAX=128 \
                    sched.mem.maxmemctl=64 sched.mem.pshare.enable=FALSE sched.mem.pshare.salt=a \
-                   sched.swap.dir=/s";
+                   sched.swap.dir=/s sched.swap.persist=TRUE";
         let read = patch(short).expect("valid");
         assert_eq!(patch(esx).as_ref(), Ok(&read));
         assert_eq!(read.shares, Some(Shares::PerMib(20)));
@@ -135,6 +135,7 @@ mod tests {
         assert_eq!(read.sharing, Some(false));
         assert_eq!(read.salt, Some(Some("a".to_owned())));
         assert_eq!(read.swap_dir, Some(Some(PathBuf::from("/s"))));
+        assert_eq!(read.swap_persist, Some(true));
     }
 
     #[test]
@@ -194,7 +195,10 @@ mod tests {
         for (words, parts) in [
             ("shares", ["`shares`", "KEY=VALUE", "balloon-max"]),
             ("sahres=1", ["`sahres`", "no VM setting", "allowed: shares"]),
-            ("x=1", ["`x`", "no VM setting", "swap-dir, or their ESX"]),
+            (
+                "x=1",
+                ["`x`", "no VM setting", "swap-persist, or their ESX"],
+            ),
             ("shares=-1", ["shares", "`-1`", "0 to 1000000000"]),
             ("shares=1000000001", ["shares", "`1000000001`", "normal"]),
             ("limit=5000", ["limit", "`5000`", "whole pages"]),

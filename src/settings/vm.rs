@@ -185,6 +185,12 @@ vm_settings! {
         allowed: "the absolute path of a directory, or none",
         read: |text| or_none(text, directory),
     }
+    /// whether the disk space of its swap file is kept when it is powered off, for when it is powered on again
+    "swap-persist" / "sched.swap.persist" => swap_persist: bool {
+        default: "off",
+        allowed: "on, off, true or false",
+        read: switch,
+    }
 }
 
 pub(super) fn pages(text: &str) -> Option<Pages> {

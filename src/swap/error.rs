@@ -60,6 +60,16 @@ pub enum SwapError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Its space could not be kept for the next power-on.
+    #[error("VM `{vm}`: cannot keep its swap file as {}", path.display())]
+    Keep {
+        /// The VM.
+        vm: String,
+        /// What the file was to be called.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// One of these of the host cache.
     #[error("host cache in {}", dir.display())]
     Cache {

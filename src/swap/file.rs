@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::slice::from_mut;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ pub struct SwapFile {
     clusters: AtomicU64,
     /// For how long each read and write waits, in microseconds.
     delay: AtomicU64,
+    /// Whether its disk space is kept for the next power-on.
+    pub(super) is_kept: AtomicBool,
 }
 
 impl SwapFile {
@@ -85,7 +88,12 @@ impl SwapFile {
         Self::on(storage, slots, max_slots).expect("memory")
     }
 
-    fn at(place: Place, vm: &str, slots: u32, max_slots: u32) -> Result<Self, SwapError> {
+    pub(super) fn at(
+        place: Place,
+        vm: &str,
+        slots: u32,
+        max_slots: u32,
+    ) -> Result<Self, SwapError> {
         let vm = vm.to_owned();
         let digests = match zeroes(max_slots as usize) {
             Ok(digests) => digests,
@@ -101,6 +109,7 @@ impl SwapFile {
             written: AtomicU64::new(0),
             clusters: AtomicU64::new(0),
             delay: AtomicU64::new(0),
+            is_kept: AtomicBool::new(false),
         })
     }
 

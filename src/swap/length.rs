@@ -1,8 +1,10 @@
 //! Changing the length of a swap file while its VM runs.
 
-use super::error::SwapError;
+use super::error::{SwapError, is_full};
 use super::file::SwapFile;
+use super::kept;
 use super::moving::Moving;
+use crate::sync::Ordering;
 
 impl SwapFile {
     /// Changes how many slots may be in use: configured memory - reservation. It waits for a write that
@@ -71,15 +73,27 @@ impl SwapFile {
         Ok(())
     }
 
-    /// Gives all of the disk space back. Whoever still holds the file must neither write nor read it any more.
+    /// Gives all of the disk space back, or keeps it for the next power-on if it was told to. Whoever still holds the
+    /// file must neither write nor read it any more.
     ///
     /// # Errors
-    /// [`SwapError::Resize`]: the space comes free when the last holder closes the file.
+    /// [`SwapError::Keep`]: the space was given back. [`SwapError::Resize`]: it comes free when the last holder
+    /// closes the file.
     pub fn give_back(&self) -> Result<(), SwapError> {
         let mut moving = self.writer.lock();
         moving.cancel();
         let place = self.place.lock().clone();
+        let slots = self.slots.lock().len();
+        let keep = || kept::keep(&place.dir, &self.vm, slots);
+        let is_kept = self.is_kept.load(Ordering::Relaxed) && slots > 0;
+        // Where there is room for both, nobody can take the space in between.
+        let kept = is_kept.then(keep);
         // The file is cut and not just closed, because a guest may hold it open as long as it likes.
-        place.truncate(&self.vm, 0)
+        place.truncate(&self.vm, 0)?;
+        match kept {
+            Some(Err(SwapError::Keep { source, .. })) if is_full(&source) => keep(),
+            Some(kept) => kept,
+            None => Ok(()),
+        }
     }
 }

@@ -13,7 +13,8 @@
 //!   8 bytes for 4096, and is verified at swap-in. The guest never gets a wrong page: the page stops its VM.
 //!
 //! The file has no name (`O_TMPFILE`), so a daemon that is killed leaves nothing behind. A guest cannot
-//! outlive its daemon's swap file, and a swap file is never read by another daemon.
+//! outlive its daemon's swap file, and a swap file is never read by another daemon. Its disk space can be kept while the
+//! VM is off (`kept.rs`).
 //!
 //! **Who does what.** The VM's worker writes pages and goes on with a move. Its fault thread reads and
 //! frees slots at any time, and must wait neither for a lock that is held across I/O nor for any disk
@@ -59,6 +60,7 @@ mod error;
 pub(crate) mod faulty;
 mod file;
 mod host_cache;
+mod kept;
 mod length;
 mod moving;
 mod place;

@@ -1,4 +1,5 @@
-//! Nameless files on disk that bypass the page cache: the swap files.
+//! Files on disk that bypass the page cache: the swap files. They have no name while they are in use; an empty one
+//! can have one (`kept_file.rs`).
 
 use std::fs::{File, Permissions};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -20,7 +21,7 @@ const MAX_PAGES_AT_ONCE: usize = 1024;
 /// A file of whole pages without a name, so that nothing is left of it however its owner ends.
 #[derive(Debug)]
 pub struct DirectFile {
-    file: File,
+    pub(super) file: File,
     direct: bool,
     reserved: bool,
 }
@@ -41,13 +42,18 @@ impl DirectFile {
         file.set_permissions(Permissions::from_mode(0o600))?;
         // Direct I/O is tried on a page that is there: no filesystem refuses a read behind the end.
         file.set_len(PAGE_SIZE as u64)?;
-        let direct = go_direct(&file)?;
-        file.set_len(0)?;
-        let reserved = reserve(&file, Bytes(0), len)?;
+        let mut file = Self::of(file)?;
+        file.truncate(Bytes(0))?;
+        file.reserved = reserve(&file.file, Bytes(0), len)?;
+        Ok(file)
+    }
+
+    /// A file that has a page and whose space is reserved.
+    pub(super) fn of(file: File) -> io::Result<Self> {
         Ok(Self {
+            direct: go_direct(&file)?,
             file,
-            direct,
-            reserved,
+            reserved: true,
         })
     }
 

@@ -11,6 +11,7 @@ mod allocator;
 mod direct_file;
 mod filesystem;
 mod guard;
+mod kept_file;
 mod large;
 mod mapping;
 mod memfd;

@@ -40,7 +40,7 @@ use crate::compress::{Ghosts, ZipCache};
 use crate::engine::{Engine, EngineKind};
 use crate::page::{Budget, Claims, Home, PageTable, Parking, Urgency, Witness};
 use crate::pool::{Membership, Pool};
-use crate::swap::Tiers;
+use crate::swap::{SwapError, Tiers};
 use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, Pages, VmId};
 
@@ -351,8 +351,12 @@ impl Vm {
         }
         // Not left to the drop of the file: the next guest may need the disk space at once.
         if let Err(error) = self.swap.give_back() {
+            let then = match error {
+                SwapError::Keep { .. } => "its disk space is free",
+                _ => "its disk space comes free a moment later",
+            };
             let error: &dyn std::error::Error = &error;
-            tracing::warn!(vm = %self.params.name, error, "its disk space comes free a moment later");
+            tracing::warn!(vm = %self.params.name, error, "{then}");
         }
         // Not left to the drop of the VM: other threads may still hold it for a moment.
         self.membership().leave();
