@@ -6,7 +6,7 @@ use memvisor::telemetry::FreeState;
 use super::rig::{Host, eventually};
 use super::{PATIENCE, check, end, filled, line, mib, pair};
 
-in_both_engines!(
+in_one_engine!(
     pid_takes_what_is_missing_and_is_exchanged_while_it_runs,
     senpai_takes_from_a_guest_that_does_not_wait_while_the_host_has_enough,
     guests_that_want_more_than_there_is_are_served_under_each_law,

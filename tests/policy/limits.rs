@@ -8,7 +8,7 @@ use memvisor::units::Pages;
 use super::rig::{Host, eventually};
 use super::{PATIENCE, check, end, filled, host, line, mib};
 
-in_both_engines!(
+in_one_engine!(
     limit_of_a_guest_with_a_balloon_binds_in_the_high_state,
     limit_of_a_guest_without_an_agent_binds_in_the_high_state,
 );

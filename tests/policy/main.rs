@@ -23,6 +23,19 @@ macro_rules! in_both_engines {
     };
 }
 
+/// The same in the first engine that works here, for scenarios that are about the division of memory alone, which knows of
+/// no engine. Where pages are sampled, frozen, evicted or brought back, engines differ.
+macro_rules! in_one_engine {
+    ($($scenario:ident),+ $(,)?) => {
+        mod one_engine {
+            $(#[test]
+            fn $scenario() {
+                super::$scenario(crate::rig::engines()[0]);
+            })+
+        }
+    };
+}
+
 #[path = "../rig/mod.rs"]
 mod rig;
 

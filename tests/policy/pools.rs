@@ -7,7 +7,7 @@ use memvisor::units::Pages;
 use super::rig::{Host, eventually};
 use super::{PATIENCE, check, end, filled, host, line, mib};
 
-in_both_engines!(
+in_one_engine!(
     guests_in_pools_get_memory_by_the_tree_and_move_while_they_run,
     limit_of_a_pool_binds_its_guests_together_in_the_high_state,
 );

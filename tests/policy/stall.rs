@@ -3,7 +3,7 @@
 use super::rig::{Host, eventually};
 use super::{PATIENCE, end, filled, line, mib, pair};
 
-in_both_engines!(guest_that_waits_for_evicted_pages_gets_memory_from_one_that_does_not);
+in_one_engine!(guest_that_waits_for_evicted_pages_gets_memory_from_one_that_does_not);
 
 const NAMES: [&str; 2] = ["idle", "busy"];
 

@@ -5,7 +5,7 @@ use memvisor::units::Pages;
 use super::rig::{Host, PATIENCE, eventually};
 use super::{end, mib};
 
-in_both_engines!(part_of_what_clones_share_is_kept_free_while_they_share_it);
+in_one_engine!(part_of_what_clones_share_is_kept_free_while_they_share_it);
 
 /// Two clones share 32 MiB that nobody takes from them, and another guest has all other memory until a part of it is to be kept free.
 fn part_of_what_clones_share_is_kept_free_while_they_share_it(engine: &str) {

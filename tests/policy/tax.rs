@@ -8,7 +8,7 @@ use memvisor::units::Pages;
 use super::rig::{Host, eventually};
 use super::{PATIENCE, are_about_equal, end, filled, host, line, mib, pair, shown};
 
-in_both_engines!(
+in_one_engine!(
     idle_tax_takes_memory_from_the_idle,
     busy_guest_takes_memory_and_the_idle_one_gets_it_back_when_it_wakes,
 );
