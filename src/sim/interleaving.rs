@@ -33,10 +33,11 @@ const VMA_BUDGET: u32 = 100;
 const OPS: usize = 6;
 const ORDERS: usize = 12;
 /// What does not happen while disks work, or happens too seldom to be relied on.
-const NEVER: [&str; 6] = [
+const NEVER: [&str; 7] = [
     "evict_failed",
     "swap_errors",
     "cache_errors",
+    "demoted",
     "mismatched",
     "enlarged",
     "broken",
@@ -275,7 +276,7 @@ impl Scene {
                     compress: true,
                 }
             }),
-            10 => host.cache.set_size(Pages(thread_rng().gen_range(0..4))),
+            10 | 13 => host.cache.set_size(Pages(thread_rng().gen_range(0..4))),
             11 | 12 => worker.change(|it| {
                 it.large = match thread_rng().gen_range(0..4) {
                     0 => LargePages::Break,

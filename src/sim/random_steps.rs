@@ -509,7 +509,15 @@ fn check_trimmed(guest: &mut Guest) {
 }
 
 /// What cannot happen here, because it needs two threads that run at once.
-const NEVER: [&str; 2] = ["mismatched", "parked"];
+const NEVER: [&str; 6] = [
+    "mismatched",
+    "parked",
+    // A handful of times in a search, and so now and then not at all; each has searches of its own.
+    "broken",
+    "cache_errors",
+    "cold_back",
+    "inline_swap_ins",
+];
 
 #[test]
 fn guests_any_steps_lose_no_byte_and_nothing_is_miscounted() {
