@@ -50,9 +50,9 @@ impl DirectFile {
         };
         check_kept(&file)?;
         let len = Bytes(file.metadata()?.len());
-        let is_alone = is_open_here_only(&file);
         fs::remove_file(path)?;
-        if !is_alone {
+        // Only now, because before anybody could have opened it right after the look.
+        if !is_open_here_only(&file) {
             file.set_len(0)?;
             return Ok(None);
         }
