@@ -508,8 +508,9 @@ fn check_trimmed(guest: &mut Guest) {
     assert!(!vm.zip.lock().is_above_limit() || is_refused || is_taking);
 }
 
-/// What cannot happen here, because it needs two threads that run at once.
+/// What a search is not required to see.
 const NEVER: [&str; 6] = [
+    // Two threads that run at once.
     "mismatched",
     "parked",
     // A handful of times in a search, and so now and then not at all; each has searches of its own.
