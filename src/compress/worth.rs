@@ -15,8 +15,8 @@
 //!   A cache that had kept the pages that left it last would save the same difference: [`Ghosts`](super::Ghosts) tells
 //!   their refills from those of other swapped pages.
 //!
-//! While RAM saves more than twice as much as the edge, the cache shrinks by an eighth. While the edge saves more
-//! than twice as much as RAM, the cache grows by an eighth. While the pages that left would save that much, it
+//! While RAM saves more than twice as much as the edge, the cache shrinks by an eighth, and by a quarter, which is all of
+//! the edge, if it has just shrunk. While the edge saves more than twice as much as RAM, the cache grows by an eighth. While the pages that left would save that much, it
 //! doubles: a cache that is too small costs more than one that is too large. In between it stays as it is.
 //!
 //! What pays may end a few pages further on than the size that was too small, and doubling passes that end. So a cache
@@ -53,8 +53,11 @@ const EVIDENCE: f64 = 64.0;
 const CHANCE: f64 = 3.0;
 /// How much more one side must save than the other before memory goes there.
 const MARGIN: f64 = 2.0;
-/// A step down takes one page in so many away, and the smallest step up adds as many.
+/// The first step down takes one page in so many away, and the smallest step up adds as many.
 const STEP: u32 = 8;
+/// A step down after another takes one page in so many away: the whole edge, which is what was seen to save little. A guest
+/// that begins by filling its memory leaves a cache full of pages that it never reads again.
+const NEXT_STEP: u32 = 4;
 /// What always stays, to learn from: one page in so many of the cap, and at least a MiB.
 const LEAST_PART: u32 = 8;
 const LEAST: u32 = 256;
@@ -121,6 +124,8 @@ pub struct Worth {
     swap: Cost,
     saves: Saves,
     limit: Option<u32>,
+    /// Whether the latest step was one down.
+    shrinks: bool,
     grown: Option<Grown>,
 }
 
@@ -177,12 +182,15 @@ impl Worth {
         }
         let limit = if let Some((limit, part)) = self.missing(now, seen) {
             self.remember(now, limit, part);
+            self.shrinks = false;
             Some(limit.saturating_add(limit.div_ceil(part))).filter(|limit| *limit < seen.cap)
         } else if self.may_shrink(now, seen) {
             if let Some(grown) = &mut self.grown {
                 grown.part = STEP;
             }
-            Some(shrunk(seen))
+            let limit = self.shrunk(seen);
+            self.shrinks = true;
+            Some(limit)
         } else {
             return;
         };
@@ -239,7 +247,7 @@ impl Worth {
         } = self.saves;
         let most = self.limit.unwrap_or(seen.cap);
         let was_too_small =
-            |grown: Grown| shrunk(seen) <= grown.from && now < grown.at + grown.patience;
+            |grown: Grown| self.shrunk(seen) <= grown.from && now < grown.at + grown.patience;
         seen.swap_takes
             && seen.used > least(seen.cap)
             // A cache above its limit is being made smaller already; the next step waits for what that shows.
@@ -249,11 +257,12 @@ impl Worth {
             // Against the most that chance may have hidden: to shrink by mistake costs slow refills.
             && edge_at_most.max(left) * MARGIN < ram
     }
-}
 
-/// The arena pages of the cache after a step down.
-fn shrunk(seen: &Seen) -> u32 {
-    (seen.used - seen.used / STEP).max(least(seen.cap))
+    /// The arena pages of the cache after a step down.
+    fn shrunk(&self, seen: &Seen) -> u32 {
+        let part = if self.shrinks { NEXT_STEP } else { STEP };
+        (seen.used - seen.used / part).max(least(seen.cap))
+    }
 }
 
 /// The arena pages that a cache always keeps.
