@@ -107,7 +107,7 @@ impl Evictor {
     }
 
     /// Evicts pages of a choice. If it has a queue for them, those that only the swap file would take go on waiting,
-    /// unless memory is scarce. `None`: it finds no page.
+    /// unless memory is scarce; those of which that is known are not even read. `None`: it finds no page.
     fn evict_chosen(
         &mut self,
         vm: &Vm,
@@ -125,6 +125,12 @@ impl Evictor {
         let has_queue = chosen.dense().is_some();
         let waits = has_queue && means.compress && means.swap && !vm.budget.is_scarce();
         let way = if waits { Way::Deferring } else { Way::AtOnce };
+        let dense = chosen.dense().filter(|_| waits);
+        if let Some(dense) = dense {
+            let known = victims.extract_if(.., |page| dense.knows(page.gfn()));
+            // Dropping their guards unlocks them; they stay frozen.
+            self.deferred.extend(known.map(|page| page.gfn()));
+        }
         // While memory is scarce nothing waits in the second queue: what does not compress goes to the swap file at
         // once.
         let evicted = self.evict_resident(vm, victims, means, way)?;

@@ -6,7 +6,10 @@
 //!
 //! A victim that does not compress would have to go to the swap file, from where pages come back more slowly than from
 //! the cache. So it goes on waiting, in a second queue of the same length, and is swapped only if nobody has wanted it
-//! back when it reaches the head of that one.
+//! back when it reaches the head of that one. Which page does not compress is known from the first attempt of its stay in
+//! RAM. When the hand comes round to it again, it goes on to the second queue unread: most of these pages are used, and
+//! to read and compress them again each round would cost more than all that leaves. A page that has become compressible
+//! meanwhile is swapped once for nothing.
 //!
 //! The page table knows which victims are still frozen: whoever gives a page back marks it open, under its lock, and
 //! where the guest's kernel has refused a freeze or a thaw, no page is marked frozen. So a victim need not be frozen
@@ -15,6 +18,7 @@
 use std::collections::VecDeque;
 use std::iter::from_fn;
 
+use fixedbitset::FixedBitSet;
 use rand::rngs::StdRng;
 
 use super::{Victims, round, take};
@@ -95,14 +99,27 @@ impl SecondChance {
     }
 }
 
-/// Frozen pages that did not compress, the oldest first.
+/// Pages that did not compress.
 #[derive(Debug, Default)]
-pub(in super::super) struct Dense(VecDeque<Gfn>);
+pub(in super::super) struct Dense {
+    /// Those that wait frozen, the oldest first.
+    queue: VecDeque<Gfn>,
+    /// Those that have waited here and have not been swapped since: a bit for each page of the VM.
+    known: FixedBitSet,
+}
 
 impl Dense {
     /// Has pages go on waiting.
     pub(in super::super) fn defer(&mut self, pages: &[Gfn]) {
-        self.0.extend(pages);
+        self.queue.extend(pages);
+        for gfn in pages {
+            self.known.grow_and_insert(gfn.0 as usize);
+        }
+    }
+
+    /// Whether a page is known not to compress.
+    pub(in super::super) fn knows(&self, gfn: Gfn) -> bool {
+        self.known.contains(gfn.0 as usize)
     }
 
     /// Locks up to `want` pages that nobody has wanted back, in ascending order, as far as the queue is longer than it
@@ -116,10 +133,14 @@ impl Dense {
         let part = if hurry { u64::MAX } else { WATCHED_PART };
         let watch = usize::try_from(vm.table.count(Home::Resident) / part);
         // Only what is in excess of the queue's length has had its time.
-        let spare = self.0.len().saturating_sub(watch.unwrap_or(usize::MAX));
+        let spare = self.queue.len().saturating_sub(watch.unwrap_or(usize::MAX));
         let mut chosen = Vec::new();
-        let dense = from_fn(|| self.0.pop_front());
+        let dense = from_fn(|| self.queue.pop_front());
         take(vm, dense, want.min(spare), is_frozen, &mut chosen);
+        for page in &chosen {
+            // If it comes back from the swap file, its content may be another by the time it is a victim again.
+            self.known.set(page.gfn().0 as usize, false);
+        }
         chosen.sort_unstable_by_key(PageGuard::gfn);
         chosen
     }
