@@ -329,7 +329,7 @@ fn evicted(vm: &VmStatus) -> String {
     let evict = &vm.evict;
     format!(
         "{} zero, {} shared, {} compressed, {} swapped; {} incompressible, {} spilled, {} given up; \
-         {} were cold, of which {} came back",
+         {} were cold, of which {} came back; {} came back early",
         evict.to_zero,
         evict.to_shared,
         evict.to_zip,
@@ -339,6 +339,7 @@ fn evicted(vm: &VmStatus) -> String {
         evict.given_up,
         evict.cold,
         evict.cold_back,
+        evict.early_refaults,
     )
 }
 
@@ -370,7 +371,7 @@ mod tests {
             "  agents     gave 26000 pages, took 400, reported 90 free, 12 refused, 1 outside of RAM; 2 resets, 5 reliefs, \
              3 mismatches, 7 throttled",
             "p50 11 us, p99 240 us",
-            "2000 compressed, 1000 swapped; 900 incompressible, 100 spilled, 0 given up; 1400 were cold, of which 30 came back",
+            "2000 compressed, 1000 swapped; 900 incompressible, 100 spilled, 0 given up; 1400 were cold, of which 30 came back; 80 came back early",
             "mappings     120 of 8000",
             "stalled      2.800 s, 12.34 % of the latest seconds, 5.06 % of a minute",
             "0.331 s first touch, 0.004 s from zip, 0.000 s from swap, 0.001 s copy-on-write",

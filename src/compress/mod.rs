@@ -35,13 +35,11 @@
 
 mod arena;
 mod compressor;
-mod ghosts;
 mod worth;
 mod zip_cache;
 
 #[cfg(test)]
 pub(crate) use compressor::samples;
 pub use compressor::{Compressor, MAX_PAYLOAD};
-pub use ghosts::Ghosts;
 pub use worth::{Refills, Saves, Seen, Worth};
 pub use zip_cache::{Edge, StoreRefused, ZipCache, ZipError};

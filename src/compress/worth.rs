@@ -12,12 +12,13 @@
 //!   cache except its edge.
 //! * One page of memory less for the cache moves the several pages that it holds from the *edge* of the cache, its
 //!   oldest quarter, to the swap file. Each of their refills then costs the difference between the two kinds of refill.
-//!   A cache that had kept the pages that left it last would save the same difference: [`Ghosts`](super::Ghosts) tells
+//!   A cache that had kept the pages that left it last would save the same difference: [`Ghosts`](crate::vm::Ghosts) tells
 //!   their refills from those of other swapped pages.
 //!
 //! While RAM saves more than twice as much as the edge, the cache shrinks by an eighth, and by a quarter, which is all of
-//! the edge, if it has just shrunk. While the edge saves more than twice as much as RAM, the cache grows by an eighth. While the pages that left would save that much, it
-//! doubles: a cache that is too small costs more than one that is too large. In between it stays as it is.
+//! the edge, if it has just shrunk. While the edge saves more than twice as much as RAM, the cache grows by an eighth.
+//! While the pages that left would save that much, it doubles: a cache that is too small costs more than one that is too
+//! large. In between it stays as it is.
 //!
 //! What pays may end a few pages further on than the size that was too small, and doubling passes that end. So a cache
 //! that had grown and has shrunk since grows by an eighth at first, and by twice as much at each further step. And it
@@ -26,11 +27,13 @@
 //!
 //! The cost of a refill is measured: the time for which threads of the guest stood still for it. The eviction that
 //! each refill causes is not included, so RAM saves more than is reckoned here. Until refills from the swap file have
-//! been seen, they are taken to be slow. Where hardly anything is refilled there is nothing to learn from, and the
-//! cache stays as it is. Where the swap file takes nothing, the cache keeps what fits its cap.
+//! been seen, they are taken to be slow. Where the swap file takes nothing, the cache keeps what fits its cap.
 //!
-//! Everything here is about one VM. Its cache counts as its own memory, so what the cache gives up goes to its own
-//! pages.
+//! A VM whose cache holds nothing but what it never reads again may have all that it uses in RAM. Then hardly anything is
+//! refilled, and there is nothing to learn from. But other VMs may be short. So what a page of memory would save
+//! *elsewhere* on the host ([`Refaults`](crate::vm::Refaults)) counts as what RAM saves if it is more, in part. The cache
+//! counts as memory of its VM, so what it gives up goes to the VM's own pages if they are wanted, and else, by the next
+//! plan, to the others.
 //!
 //! Absent on purpose: the time that moving a page takes. The worker spends it, once for each page, and the steps
 //! bound it.
@@ -45,7 +48,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// No decision is based on less time than this.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Older events are forgotten, because guests change what they work on.
-const WINDOW: Duration = Duration::from_secs(8);
+const WINDOW: Duration = Duration::from_secs(4);
 /// How many refills are needed to tell what RAM would save.
 const EVIDENCE: f64 = 64.0;
 /// Refills that may have been missed by chance. Where none is seen although this many are expected, chance is the
@@ -53,6 +56,9 @@ const EVIDENCE: f64 = 64.0;
 const CHANCE: f64 = 3.0;
 /// How much more one side must save than the other before memory goes there.
 const MARGIN: f64 = 2.0;
+/// What a page would save elsewhere counts one part in so many: it is surmised, and what is lost here is known. Counted in
+/// full, the cache of a guest that reads all its memory in turn went for nothing.
+const SURMISED: f64 = 2.0;
 /// The first step down takes one page in so many away, and the smallest step up adds as many.
 const STEP: u32 = 8;
 /// A step down after another takes one page in so many away: the whole edge, which is what was seen to save little. A guest
@@ -100,6 +106,9 @@ pub struct Seen {
     pub swap: Refills,
     /// Whether the swap file takes pages.
     pub swap_takes: bool,
+    /// What a page of memory would save elsewhere on the host: the time in each second for which threads of all VMs
+    /// would not stand still, on average over them.
+    pub elsewhere: Duration,
 }
 
 /// What a page of memory saves: the part of each second for which threads would stand still without the page.
@@ -208,9 +217,10 @@ impl Worth {
         let limit = self
             .limit
             .filter(|limit| seen.used >= limit - limit / STEP)?;
+        let price = ram.max(elsewhere(seen));
         let pays =
             // Less what chance may have added: few refills prove little, and `CHANCE` of them prove nothing.
-            |saves: f64, wanted: f64| saves * (1.0 - CHANCE / wanted.max(CHANCE)) > MARGIN * ram;
+            |saves: f64, wanted: f64| saves * (1.0 - CHANCE / wanted.max(CHANCE)) > MARGIN * price;
         if pays(left, self.recent.returned) {
             return Some((limit, self.grown_lately(now).map_or(1, |grown| grown.part)));
         }
@@ -248,14 +258,20 @@ impl Worth {
         let most = self.limit.unwrap_or(seen.cap);
         let was_too_small =
             |grown: Grown| self.shrunk(seen) <= grown.from && now < grown.at + grown.patience;
+        // With few refills there is nothing to learn about this VM's RAM.
+        let ram = if self.recent.young >= EVIDENCE {
+            ram
+        } else {
+            0.0
+        };
+        let price = ram.max(elsewhere(seen));
         seen.swap_takes
             && seen.used > least(seen.cap)
             // A cache above its limit is being made smaller already; the next step waits for what that shows.
             && seen.used <= most
             && !self.grown.is_some_and(was_too_small)
-            && self.recent.young >= EVIDENCE
             // Against the most that chance may have hidden: to shrink by mistake costs slow refills.
-            && edge_at_most.max(left) * MARGIN < ram
+            && edge_at_most.max(left) * MARGIN < price
     }
 
     /// The arena pages of the cache after a step down.
@@ -263,6 +279,11 @@ impl Worth {
         let part = if self.shrinks { NEXT_STEP } else { STEP };
         (seen.used - seen.used / part).max(least(seen.cap))
     }
+}
+
+/// What counts of what a page would save elsewhere.
+fn elsewhere(seen: &Seen) -> f64 {
+    seen.elsewhere.as_secs_f64() / SURMISED
 }
 
 /// The arena pages that a cache always keeps.
@@ -364,6 +385,7 @@ mod tests {
         /// What a refill costs, in seconds.
         costs: [f64; 2],
         swap_takes: bool,
+        elsewhere: Duration,
         worth: Worth,
         now: Instant,
         totals: [f64; 4],
@@ -386,6 +408,7 @@ mod tests {
                 ratio: 3.0,
                 costs: [10e-6, 100e-6],
                 swap_takes: true,
+                elsewhere: Duration::ZERO,
                 worth: Worth::default(),
                 now: Instant::now(),
                 totals: [0.0; 4],
@@ -451,6 +474,7 @@ mod tests {
                 zip: refills(zip, self.costs[0]),
                 swap: refills(swap, self.costs[1]),
                 swap_takes: self.swap_takes,
+                elsewhere: self.elsewhere,
             }
         }
 
@@ -513,6 +537,34 @@ mod tests {
         assert_eq!((model.worth.limit(), model.changes), (None, 0));
         let Saves { edge, ram, .. } = model.worth.saves();
         assert!(edge > 10.0 * ram, "{model:?}");
+    }
+
+    /// All that the guest uses fits into RAM, so there is nothing to learn from its own refills.
+    #[test]
+    fn cold_pages_go_to_the_swap_file_where_others_could_use_their_memory() {
+        let mut model = Model::new(&[(10_000.0, 1.0), (60_000.0, 0.0)], 30_000.0);
+        model.run(60);
+        assert_eq!(model.worth.limit(), None);
+        model.elsewhere = Duration::from_micros(2);
+        model.run(60);
+        assert!(
+            model.worth.limit().is_some_and(|limit| limit < 6000),
+            "{model:?}"
+        );
+    }
+
+    #[test]
+    fn pages_of_a_cache_that_save_more_than_others_could_stay() {
+        let mut model = Model::new(&[(80_000.0, 1.0)], 30_000.0);
+        model.elsewhere = Duration::from_micros(100);
+        model.run(600);
+        assert_eq!((model.worth.limit(), model.changes), (None, 0));
+        model.elsewhere = Duration::from_millis(100);
+        model.run(60);
+        assert!(
+            model.worth.limit().is_some_and(|limit| limit < 6000),
+            "{model:?}"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How large the compression cache of each VM may be. The settings give its cap; what it is worth gives its limit.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::member::Member;
 use crate::compress::{Refills, Saves, Seen, Worth};
@@ -10,9 +10,15 @@ use crate::telemetry::ZipStatus;
 use crate::units::Pages;
 use crate::vm::{Cause, Stalled, Vm};
 
-/// Tells the cache how large it may be now. The worker shrinks it if it is larger.
-pub(super) fn apply(member: &Member, settings: &HostSettings, stalled: &Stalled, now: Instant) {
-    if bound(&member.vm, &mut member.worth(), settings, stalled, now) {
+/// Tells the cache how large it may be now, where a page of memory would save so much elsewhere. The worker shrinks it
+/// if it is larger.
+pub(super) fn apply(
+    member: &Member,
+    settings: &HostSettings,
+    saves: (&Stalled, Duration),
+    now: Instant,
+) {
+    if bound(&member.vm, &mut member.worth(), settings, saves, now) {
         member.worker.suggest(Job::Wake);
     }
 }
@@ -22,14 +28,14 @@ pub(crate) fn bound(
     vm: &Vm,
     worth: &mut Worth,
     settings: &HostSettings,
-    stalled: &Stalled,
+    (stalled, elsewhere): (&Stalled, Duration),
     now: Instant,
 ) -> bool {
     let cap = cap(vm, settings);
     vm.zip.lock().set_max_pages(cap);
     let limit = if settings.cache_keeps == CacheKeeps::Paying {
         // Not under the lock of the cache, which `seen` takes too.
-        worth.note(now, seen(vm, stalled));
+        worth.note(now, seen(vm, stalled, elsewhere));
         worth.limit()
     } else {
         // What was learned would be out of date when the setting is turned on again.
@@ -39,6 +45,17 @@ pub(crate) fn bound(
     let mut zip = vm.zip.lock();
     zip.set_limit(limit);
     zip.is_above_limit()
+}
+
+/// What a page of memory saves on average on this host: the time in each second for which threads would not stand
+/// still. Given the VMs and their limits; a VM at its limit has no use for a page.
+pub(crate) fn price<'a>(vms: impl Iterator<Item = (&'a Vm, Option<Pages>)>) -> Duration {
+    let can_grow = |(vm, limit): &(&Vm, Option<Pages>)| limit.is_none_or(|limit| vm.held() < limit);
+    let sums = vms.filter(can_grow).fold((0, 0), |(us, pages), (vm, _)| {
+        let refaults = &vm.refaults;
+        (us + refaults.us_per_s(), pages + refaults.remembered().0)
+    });
+    Duration::from_nanos(sums.0.saturating_mul(1000) / sums.1.max(1))
 }
 
 /// The most pages that the cache may have: a part of the VM's size (`Mem.MemZipMaxPct`) and of what the VM
@@ -51,7 +68,7 @@ fn cap(vm: &Vm, settings: &HostSettings) -> u32 {
     u32::try_from(by_size.min(by_held)).unwrap_or(u32::MAX)
 }
 
-fn seen(vm: &Vm, stalled: &Stalled) -> Seen {
+fn seen(vm: &Vm, stalled: &Stalled, elsewhere: Duration) -> Seen {
     let refills = |pages, cause| Refills {
         pages,
         stood: stalled.threads[cause],
@@ -69,6 +86,7 @@ fn seen(vm: &Vm, stalled: &Stalled) -> Seen {
         zip,
         swap,
         swap_takes: !vm.is_swap_failing() && vm.swap.room() > Pages(0),
+        elsewhere,
     }
 }
 
@@ -105,9 +123,32 @@ mod tests {
 
     use super::super::rig::{Rig, hello};
     use super::*;
-    use crate::page::Urgency;
+    use crate::page::{Home, Urgency};
     use crate::settings::Profile;
-    use crate::units::Gfn;
+    use crate::units::{Gfn, SlotId};
+
+    /// A page saves what one of those that left lately costs; what a VM at its limit would save counts for nothing.
+    #[test]
+    fn price_is_that_of_the_vms_that_can_grow() {
+        let rig = Rig::new(None);
+        let vm = &rig.run(&hello("a", 4096)).vm;
+        assert_eq!(price([(&**vm, None)].into_iter()), Duration::ZERO);
+        let start = Instant::now();
+        let _ = vm.stalled(|| 1, start);
+        (0..4).for_each(|gfn| vm.refaults.left(Gfn(gfn), Pages(64)));
+        for (gfn, slot) in [(0, 0), (1, 1)] {
+            vm.refaults.came_back(Gfn(gfn), Home::Swapped(SlotId(slot)));
+            vm.stats.refill_swap.one();
+        }
+        let stall = vm.stalls.begin(Cause::RefillSwap, start);
+        vm.stalls.end(stall, start + Duration::from_millis(80));
+        let _ = vm.stalled(|| 1, start + Duration::from_secs(100));
+        // 800 us in each second for 4 pages.
+        let price = |limit| price([(&**vm, limit)].into_iter());
+        assert_eq!(price(None), Duration::from_micros(200));
+        assert_eq!(price(Some(Pages(1))), Duration::from_micros(200));
+        assert_eq!(price(Some(vm.held())), Duration::ZERO);
+    }
 
     /// Arena pages of the cache. Two payloads fill a page.
     const USED: u32 = 300;
@@ -126,7 +167,8 @@ mod tests {
         let mut stalled = vm.stalled();
         let start = Instant::now();
         let limit_after = |after, settings: &HostSettings, stalled: &Stalled| {
-            apply(&vm, settings, stalled, start + Duration::from_secs(after));
+            let now = start + Duration::from_secs(after);
+            apply(&vm, settings, (stalled, Duration::ZERO), now);
             let limit = vm.vm.zip.lock().limit();
             let told = status(&vm);
             assert_eq!(told.cap_pages, Pages(USED.into()));

@@ -186,12 +186,13 @@ impl Governor {
         let settings = self.configuration.settings();
         let members = self.members.all();
         let floor = settings.sample_active_pct_min;
+        let price = caches::price(members.iter().map(|it| (&*it.vm, it.settings().limit)));
         for member in &members {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
             // Taken at each plan, so that its shares are of regular intervals whether a client asks or not.
             let stalled = member.stalled();
-            caches::apply(member, &settings, &stalled, now);
+            caches::apply(member, &settings, (&stalled, price), now);
             note_rates(member, floor, now);
         }
         let cache = self.configuration.swap_cache.as_deref();

@@ -79,7 +79,7 @@ use crate::sys::readers_cannot_write;
 
 pub(crate) use balance::Balance;
 pub use bare::{BareHost, BareVm};
-pub(crate) use caches::bound as bound_cache;
+pub(crate) use caches::{bound as bound_cache, price as price_of_memory};
 use capability::Capabilities;
 use daemon::{GUESTS_GRACE, Host, KILLED_GRACE};
 pub use error::{EngineUnavailable, HostError, MIN_MEMORY};

@@ -97,6 +97,8 @@ pub(crate) fn of_vm(
         balloon_by_hand: vm.orders.manual(),
         active,
         stall_us_per_s: vm.stalls.refills_us_per_s(),
+        early_us_per_s: vm.refaults.us_per_s(),
+        left_lately: vm.refaults.remembered(),
         swap_room: room(vm.swap.room().0, exhausted.swap),
         swap_failing: vm.is_swap_failing() && !vm.swap.takes_cached(),
         pressing: vm.is_at_ceiling() && vm.parking.is_starved(),

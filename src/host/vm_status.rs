@@ -293,6 +293,7 @@ fn evict(vm: &Vm) -> EvictStatus {
         given_up: stats.evict_failed.get(),
         cold: stats.cold.get(),
         cold_back: stats.cold_back.get(),
+        early_refaults: vm.refaults.early(),
     }
 }
 

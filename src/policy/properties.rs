@@ -16,9 +16,10 @@ pub(super) fn policy() -> impl Strategy<Value = &'static dyn Policy> {
 }
 
 /// What its threads wait for, by the host and by the guest, and for how long its law has known it.
-fn stalls() -> impl Strategy<Value = (u64, u64, u64)> {
+fn stalls() -> impl Strategy<Value = (u64, (u64, u64), u64, u64)> {
     let stall = || prop_oneof![Just(0), 0_u64..3_000_000];
-    (stall(), stall(), prop_oneof![Just(0), 1_u64..10_000])
+    let since = prop_oneof![Just(0), 1_u64..10_000];
+    (stall(), (stall(), 0_u64..3000), stall(), since)
 }
 
 /// The parts of a VM as fractions and weights, so that every draw is a consistent VM.
@@ -35,7 +36,7 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
     );
     (homes, rules, means, use_of).prop_map(|(homes, rules, means, uses)| {
         let (saved, active, pressing, stalls) = uses;
-        let (stall_us_per_s, guest_stall_us_per_s, law_since_ms) = stalls;
+        let (stall_us_per_s, early, guest_stall_us_per_s, law_since_ms) = stalls;
         let [
             resident,
             shared,
@@ -68,6 +69,8 @@ fn vm() -> impl Strategy<Value = VmSnapshot> {
             balloon_max: Pages(size * means.1 / 100),
             active: active.map(|percent| Pages(size * percent / 100)),
             stall_us_per_s,
+            early_us_per_s: early.0,
+            left_lately: Pages(early.1),
             guest_stall_us_per_s,
             law: Memory {
                 target: (law_since_ms > 0).then_some(Pages(ballooned + untouched / 2)),

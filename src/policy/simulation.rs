@@ -53,6 +53,10 @@ struct Guest {
     /// For how long its threads wait for evicted pages, in microseconds a second, summed over the rounds of a second
     /// with the weights of an exponential average.
     stalls: u64,
+    /// Whether its refaults are early: it wants back what left it lately, and nothing else.
+    early: bool,
+    /// Whether sampling tells how much it uses.
+    sampled: bool,
 }
 
 impl Guest {
@@ -72,6 +76,8 @@ impl Guest {
             compresses: true,
             served: 0,
             stalls: 0,
+            early: false,
+            sampled: true,
         }
     }
 
@@ -97,6 +103,9 @@ impl Guest {
         VmSnapshot {
             zip_room: Pages(if tried_in_vain { 0 } else { room }),
             stall_us_per_s: self.stalls / AVERAGED_ROUNDS,
+            early_us_per_s: self.stalls / AVERAGED_ROUNDS * u64::from(self.early),
+            left_lately: Pages(self.vm.resident.0 / 8),
+            active: self.vm.active.filter(|_| self.sampled),
             ..self.vm.clone()
         }
     }

@@ -107,6 +107,10 @@ pub struct VmSnapshot {
     /// Microseconds in each second for which its threads stand still until evicted pages are back, each thread by
     /// itself, on average over about the latest second.
     pub stall_us_per_s: u64,
+    /// The same for early refaults alone: for pages that had left RAM lately.
+    pub early_us_per_s: u64,
+    /// How many pages count as having left lately, whether they have come back or not.
+    pub left_lately: Pages,
     /// Microseconds in each second for which its threads waited for the guest's own swap device, as the guest says.
     pub guest_stall_us_per_s: u64,
     /// What the control law of its balloon remembers: [`law`](super::VmPlan::law) of the latest plan.

@@ -331,10 +331,12 @@ impl<'a, 'c> Leaving<'a, 'c> {
                 vm.stats.evict_failed.one();
             }
         }
-        if self.are_cold {
-            let goes_to_store = |home| matches!(home, Home::Compressed(_) | Home::Swapped(_));
-            let stored = self.stored.iter().filter(|(_, home)| goes_to_store(*home));
-            stored.for_each(|(page, _)| page.set_cold());
+        let goes_to_store = |home| matches!(home, Home::Compressed(_) | Home::Swapped(_));
+        for (page, _) in self.stored.iter().filter(|(_, home)| goes_to_store(*home)) {
+            vm.refaults.left(page.gfn(), vm.held());
+            if self.are_cold {
+                page.set_cold();
+            }
         }
         let count = self.stored.len() as u64;
         // All of them at once, so that their holes are punched in runs and waiting faults are called once.

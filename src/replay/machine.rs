@@ -13,8 +13,8 @@ use super::story::{Doing, Step, Story};
 use super::{Costs, Options};
 use crate::fault::{Access, cause_at};
 use crate::host::{
-    Balance, MIN_PERIOD, PERIOD, bound_cache, give_orders, place_of_pool, reserve, set_marks,
-    snapshot_of,
+    Balance, MIN_PERIOD, PERIOD, bound_cache, give_orders, place_of_pool, price_of_memory, reserve,
+    set_marks, snapshot_of,
 };
 use crate::page::{Budget, Urgency};
 use crate::policy::{FreeState, HostSnapshot, Policy, ResourcePool, VmSnapshot};
@@ -316,10 +316,18 @@ impl<'a> Machine<'a> {
         };
         let floor = settings.sample_active_pct_min;
         let mut estimates = HashMap::new();
+        let guests = self.guests.iter().flatten();
+        let price = price_of_memory(guests.map(|guest| (&*guest.vm, guest.settings.limit)));
         for guest in self.guests.iter_mut().flatten() {
             guest.worker.change(|it| *it = routine);
             let stalled = guest.vm.stalled(|| 1, now);
-            bound_cache(&guest.vm, &mut guest.worth, settings, &stalled, now);
+            bound_cache(
+                &guest.vm,
+                &mut guest.worth,
+                settings,
+                (&stalled, price),
+                now,
+            );
             let size = Pages(guest.vm.params.pages.into());
             estimates.insert(guest.vm.id, guest.vm.activity.pages(size, floor));
         }

@@ -288,7 +288,7 @@ host_settings! {
         deviation: "no setting in ESX",
     }
     /// which pages a compression cache keeps. all: those that its cap has room for; paying: of these, those whose
-    /// memory would save no more time as RAM of the VM
+    /// memory would save no more time as RAM
     Memvisor.CacheKeeps => cache_keeps: CacheKeeps {
         group: "compression",
         kind: Kind::Choice(CacheKeeps::NAMES),

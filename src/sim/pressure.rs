@@ -156,6 +156,49 @@ fn pages_that_do_not_compress_go_at_once_while_a_fault_waits_and_nothing_else_go
     });
 }
 
+/// Pages that the guest brings back itself count as well, once the page table knows of them.
+#[test]
+fn refault_is_early_if_the_page_has_just_left() {
+    each(Spec::all(PAGES), |_, guest| {
+        guest.write_all(small);
+        reclaim(guest, 8);
+        let gone = u64::from(PAGES) - guest.resident().len() as u64;
+        assert!(gone >= 8 && guest.vm.refaults.early() == 0);
+        guest.read_all();
+        guest.vm.settle_done();
+        assert_eq!(guest.vm.refaults.early(), gone.min(16));
+        reclaim(guest, PAGES.into());
+        assert!(guest.resident().is_empty());
+        let left = guest.vm.refaults.remembered();
+        assert!(left < Pages(16), "{left:?} of {PAGES}");
+        let before = guest.vm.refaults.early();
+        guest.read_all();
+        guest.vm.settle_done();
+        assert_eq!(guest.vm.refaults.early(), before + left.0);
+    });
+}
+
+/// What did not compress is known until it is swapped.
+#[test]
+fn page_that_did_not_compress_is_not_tried_again_while_it_stays() {
+    each(Spec::all(PAGES), |host, guest| {
+        host.budget.set_marks(Pages(0), Pages(0), Pages(1));
+        guest.write_all(|gfn| match gfn % 4 {
+            0 => noise(gfn),
+            _ => small(gfn),
+        });
+        choose(guest, victims::SECOND_CHANCE);
+        for _ in 0..64 {
+            reclaim(guest, 8);
+            guest.read_all();
+        }
+        let stats = &guest.vm.stats;
+        let (tried, swapped) = (stats.incompressible.get(), stats.evict_swap.get());
+        assert!(tried > 0, "none was a victim");
+        assert!(tried <= u64::from(PAGES / 4) + swapped, "{tried} {swapped}");
+    });
+}
+
 #[test]
 fn page_that_does_not_compress_goes_when_nothing_else_does() {
     each(Spec::all(PAGES), |host, guest| {

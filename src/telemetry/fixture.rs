@@ -124,6 +124,7 @@ fn evict() -> EvictStatus {
         spilled: 100,
         cold: 1_400,
         cold_back: 30,
+        early_refaults: 80,
         ..EvictStatus::default()
     }
 }

@@ -210,6 +210,7 @@ metrics! {
     Gauge, "vm_process_bytes", Bytes, Of("vms[].process_bytes"), "What its process takes beside its RAM; the budget does not count it.";
     Counter, "vm_cold_pages", Moves, Of("vms[].evict.cold"), "Evicted pages that their guest had not touched for Memvisor.ColdAge.";
     Counter, "vm_cold_refaulted_pages", Moves, Of("vms[].evict.cold_back"), "Such pages that their guest wanted back from a store.";
+    Counter, "vm_early_refaulted_pages", Moves, Of("vms[].evict.early_refaults"), "Pages that their guest wanted back when they had just left RAM for a store.";
     Gauge, "vm_large_bytes", Pages, Of("vms[].large.pages"), "Its RAM that is in large pages.";
     Counter, "vm_large_made", Plain, Of("vms[].large.made"), "Large pages that were made.";
     Counter, "vm_large_broken", Plain, Of("vms[].large.broken"), "Large pages that were broken.";

@@ -271,6 +271,9 @@ pub struct EvictStatus {
     pub cold: u64,
     /// Pages that left for that and went to a store, and that the guest wanted back.
     pub cold_back: u64,
+    /// Pages that the guest wanted back when they had just left: among the latest that left RAM for a store, an eighth
+    /// to a quarter as many as the VM holds.
+    pub early_refaults: u64,
 }
 
 /// One VM.

@@ -16,11 +16,13 @@
 //! hole punches of the cache itself.
 
 mod activity;
+mod ghosts;
 mod inline;
 mod large;
 mod latency;
 mod orders;
 mod params;
+mod refaults;
 mod release;
 mod settled;
 mod stall;
@@ -36,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use memvisor_wire::claims::Words;
 
-use crate::compress::{Ghosts, ZipCache};
+use crate::compress::ZipCache;
 use crate::engine::{Engine, EngineKind};
 use crate::page::{Budget, Claims, Home, PageTable, Parking, Urgency, Witness};
 use crate::pool::{Membership, Pool};
@@ -45,12 +47,14 @@ use crate::sync::Mutex;
 use crate::units::{FrameId, Gfn, Pages, VmId};
 
 pub use activity::{Activity, Estimate};
+pub use ghosts::Ghosts;
 pub use inline::LockError;
 pub use large::{Large, Region};
 use latency::Latencies;
 pub use latency::Latency;
 pub use orders::{Blocked, Eviction, Means, Orders};
 pub use params::{MAX_PAGES, ParamsError, VmParams};
+pub use refaults::Refaults;
 pub use settled::Settled;
 pub use stall::{ByCause, Cause, Claimed, Stall, Stalled, Stalls};
 pub use stats::{Counter, Stats};
@@ -95,6 +99,8 @@ pub struct Vm {
     pub(crate) zip: Mutex<ZipCache>,
     /// Which pages have left the compression cache lately.
     pub(crate) ghosts: Ghosts,
+    /// Which pages have left RAM lately, and what it costs that they come back.
+    pub(crate) refaults: Refaults,
     /// Its swap file, and its part of the host cache.
     pub swap: Tiers,
     /// The share pool of its sharing domain. Changed by the worker, while no page is shared.
@@ -152,7 +158,8 @@ impl Vm {
         if let Some(witness) = parts.witness {
             table = table.witnessed(witness);
         }
-        let ghosts = Ghosts::new(params.pages);
+        let pages = params.pages;
+        let ghosts = Ghosts::new(pages);
         let since = Instant::now();
         Ok(Self {
             id,
@@ -163,6 +170,7 @@ impl Vm {
             engine,
             zip: Mutex::new(parts.zip),
             ghosts,
+            refaults: Refaults::new(pages, since),
             swap: parts.swap,
             pool: RwLock::new(Arc::new(Membership::new(parts.pool, id))),
             sharing: AtomicBool::new(true),

@@ -76,6 +76,7 @@ impl Vm {
 
     /// As [`release`](Self::release), for a page that left its home because the guest wanted it.
     pub fn release_wanted(&self, gfn: Gfn, old: Home) {
+        self.refaults.came_back(gfn, old);
         if let Home::Compressed(slot) = old {
             self.free_zip(slot, true);
             return;

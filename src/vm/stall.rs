@@ -384,7 +384,9 @@ impl Vm {
             words: claims.stall_times(),
             threads: threads(),
         });
-        self.stalls.so_far(claimed, now)
+        let stalled = self.stalls.so_far(claimed, now);
+        self.refaults.look(&self.stats, &stalled, now);
+        stalled
     }
 
     /// What a fault waits for whose cause was `cause` until a page was [refused](Self::charge) to it.

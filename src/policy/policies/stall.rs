@@ -5,13 +5,23 @@
 //! counts as much as one that is read all the time. What evicted pages cost is known at once. A thread that touches one
 //! stands still until the page is back, and the daemon adds up for how long ([`VmSnapshot::stall_us_per_s`]). Divided by
 //! the pages that are out, that is what one more page of memory would save: the *saving*, in microseconds a second.
-//! What it saves elsewhere is the measure: of a VM that saves as much as all of them on average, half counts as waiting.
+//!
+//! That is so if all pages that are out are wanted alike. Of a guest that once wrote much and works on a part of it, most
+//! never come back. So a second quotient is taken: the time for pages that come back early, divided by the pages that
+//! left lately ([`VmSnapshot::early_us_per_s`], [`Refaults`](crate::vm::Refaults)). It tells what the next pages would
+//! save; half of it counts, because a part comes from errors in the choice of victims, whatever memory there is. But of a
+//! guest that has just begun to work, everything left long ago, and only the first quotient shows it. The
+//! saving is the larger one.
+//!
+//! What a page saves elsewhere is the measure: of a VM that saves as much as all of them on average, half counts as
+//! waiting.
 //!
 //! ```text
 //! all     = resident + shared + compressed + swapped
 //! out     = max(compressed + swapped, all / 8)
-//! saving  = stall / out
-//! average = max(sum of stall / sum of out, 2 us/s)
+//! left    = max(pages that left lately, (resident + shared) / 8)
+//! saving  = max(stall / out, stall for early refaults / left / 2)
+//! average = max(sum of saving * out / sum of out, 2 us/s)
 //! waiting = all * saving / (saving + average)
 //! in use  = max(waiting, active)
 //! ```
@@ -22,9 +32,9 @@
 //! give it.
 //!
 //! Why that comes to rest: three things bound how much the loop amplifies. The part that waits is a smooth function of
-//! the saving, which goes from 1 to 9 tenths over two orders of magnitude. While few pages are out, the least divisor
-//! keeps the wait for a single one from counting as if a whole VM waited. And where nobody waits for long, the least
-//! average keeps small differences small.
+//! the saving, which goes from 1 to 9 tenths over two orders of magnitude. While few pages are out or have left, the
+//! least divisors keep the wait for a single one from counting as if a whole VM waited. And where nobody waits for long,
+//! the least average keeps small differences small.
 
 use super::super::total;
 use super::{Config, HostSnapshot, Pages, Policy, VmSnapshot, Worth};
@@ -32,8 +42,15 @@ use super::{Config, HostSnapshot, Pages, Policy, VmSnapshot, Worth};
 /// The least average saving, in microseconds a second for each page. A page that comes from the cache or a fast disk in
 /// 50 us saves that much when it is wanted every 25 seconds.
 const LEAST_AVERAGE: u128 = 2;
-/// The least part of its pages, one in so many, by which the stall time of a VM is divided.
+/// The least part of its pages, one in so many, by which a stall time of a VM is divided.
 const LEAST_PART: u64 = 8;
+/// Early refaults count one part in so many: some pages come back early because the choice of victims erred, which it
+/// would do with more memory too.
+const EARLY: u64 = 2;
+/// So many units of a saving are 1 us/s for each page.
+const UNIT: u128 = 1024;
+/// More than any VM's threads can wait, in microseconds a second. It keeps sums of numbers from a file in bounds.
+const MOST: u64 = 1 << 40;
 
 /// See the module text.
 #[derive(Clone, Copy, Debug)]
@@ -50,28 +67,39 @@ fn out(vm: &VmSnapshot) -> u64 {
     out.max(all(vm).0 / LEAST_PART).max(1)
 }
 
-/// The stall time of all VMs, and the pages that are out.
+/// The pages by which the time of its refaults is divided.
+fn left(vm: &VmSnapshot) -> u64 {
+    let least = total([vm.resident, vm.shared]).0 / LEAST_PART;
+    vm.left_lately.0.max(least).max(1)
+}
+
+/// What one more page of memory would save a VM, in units of [`UNIT`].
+fn saving(vm: &VmSnapshot) -> u128 {
+    let each = |us_per_s: u64, pages| u128::from(us_per_s.min(MOST)) * UNIT / u128::from(pages);
+    each(vm.stall_us_per_s, out(vm)).max(each(vm.early_us_per_s / EARLY, left(vm)))
+}
+
+/// What one more page would save each VM, times its pages that are out, and these pages.
 #[derive(Clone, Copy)]
 struct Sums {
-    stall: u128,
+    saving: u128,
     out: u128,
 }
 
 impl Sums {
     fn of(host: &HostSnapshot) -> Self {
-        let sum = |of: fn(&VmSnapshot) -> u64| host.vms.iter().map(|vm| u128::from(of(vm))).sum();
+        let pages = |vm: &VmSnapshot| u128::from(out(vm));
         Self {
-            stall: sum(|vm| vm.stall_us_per_s),
-            out: sum(out),
+            saving: host.vms.iter().map(|vm| saving(vm) * pages(vm)).sum(),
+            out: host.vms.iter().map(pages).sum(),
         }
     }
 
     /// What the pages of one of the VMs are worth.
     fn worth(self, vm: &VmSnapshot, config: &Config) -> Worth {
-        // The formulas of the module text, with numerators and denominators multiplied by the pages that are out.
-        let (stall, out) = (u128::from(vm.stall_us_per_s), u128::from(out(vm)));
-        let average = (out * self.stall / self.out.max(1)).max(out * LEAST_AVERAGE);
-        let waiting = u128::from(all(vm).0) * stall / (stall + average);
+        let saving = saving(vm);
+        let average = (self.saving / self.out.max(1)).max(LEAST_AVERAGE * UNIT);
+        let waiting = u128::from(all(vm).0) * saving / (saving + average);
         let waiting = Pages(u64::try_from(waiting).unwrap_or(u64::MAX));
         Worth {
             shares: vm.shares,
@@ -104,7 +132,7 @@ impl Policy for Stall {
         format!(
             "its threads wait {} us/s for evicted pages, of which one more would save {} us/s; by sampling it uses {}",
             vm.stall_us_per_s,
-            vm.stall_us_per_s / out(vm),
+            saving(vm) / UNIT,
             vm.active.unwrap_or_default().bytes(),
         )
     }
@@ -161,13 +189,19 @@ mod tests {
             config in config(),
             which: prop::sample::Index,
             more in 1_u64..1_000_000,
+            is_early: bool,
         ) {
             if host.vms.is_empty() {
                 return Ok(());
             }
             let at = which.index(host.vms.len());
             let mut waits = host.clone();
-            waits.vms[at].stall_us_per_s += more;
+            let vm = &mut waits.vms[at];
+            if is_early {
+                vm.early_us_per_s += more;
+            } else {
+                vm.stall_us_per_s += more;
+            }
             let before = Stall.plan(&host, &config).vms[at].target;
             let after = Stall.plan(&waits, &config).vms[at].target;
             prop_assert!(after.0 + 1 >= before.0, "from {before:?} to {after:?}");

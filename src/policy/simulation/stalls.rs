@@ -66,3 +66,30 @@ fn shares_are_a_floor() {
         assert!(plan.vms[1].target.0 >= part / 4, "round {round}: {plan:?}");
     }
 }
+
+/// A guest that wrote much and works on a part of it, against one that wants everything back as often: by what
+/// its pages cost on average, it deserves no more than the other.
+#[test]
+fn memory_goes_to_the_guest_whose_pages_come_back_early() {
+    let held_after = |early| {
+        let mut host = host(&Stall, 60, 10_000);
+        host.guests
+            .iter_mut()
+            .for_each(|guest| guest.sampled = false);
+        let worker = &mut host.guests[1];
+        worker.early = early;
+        worker.refault = 60;
+        worker.vm.active = Some(Pages(7500));
+        worker.vm.size = Pages(60_000);
+        worker.vm.swapped = Pages(44_500);
+        worker.vm.untouched = Pages(10_000);
+        host.steps(800);
+        let targets: Vec<u64> = (0..400).map(|_| host.step().vms[1].target.0).collect();
+        let most = targets.iter().max().expect("some");
+        assert!(targets.iter().all(|target| most - target <= 10_000 / 50));
+        held(&host)
+    };
+    let [_, worker] = held_after(false);
+    let [_, early] = held_after(true);
+    assert!(early >= worker + 500, "{early} instead of {worker}");
+}

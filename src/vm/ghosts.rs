@@ -1,9 +1,9 @@
-//! Which pages have left a compression cache lately.
+//! Which pages have left a place lately: RAM, or a compression cache.
 //!
-//! A page that comes back from the swap file was there for one of two reasons: it did not compress, or the cache did
-//! not keep it. Only the second says that the cache is too small, and only if the page left not long ago. So each
+//! How many pages come back says little about a place that they left. One that comes back after an hour would have had
+//! to be kept for an hour; only one that left not long ago says that a little more room would have kept it. So each
 //! page that leaves is noted in the current one of two maps, which have a bit for each page of the VM. When the
-//! current map has as many notes as the cache has pages, the other map is cleared and becomes the current one.
+//! current map has as many notes as are to be remembered, the other map is cleared and becomes the current one.
 //!
 //! The worker makes notes, the fault thread takes them away, and neither waits. A note that is taken away while its map
 //! is being cleared may count or not.
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::units::{Gfn, Pages};
 
-/// The pages of one VM that left its cache. See the module text.
+/// The pages of one VM that left a place. See the module text.
 #[derive(Debug)]
 pub struct Ghosts {
     pages: u32,
@@ -68,7 +68,7 @@ impl Map {
 }
 
 impl Ghosts {
-    /// For a VM of `pages`, of which none has left the cache yet.
+    /// For a VM of `pages`, of which none has left yet.
     #[must_use]
     pub const fn new(pages: u32) -> Self {
         Self {
@@ -79,27 +79,30 @@ impl Ghosts {
         }
     }
 
-    /// Notes that a page leaves a cache that keeps `stored` pages. Only one thread may call this.
-    pub fn note(&self, gfn: Gfn, stored: Pages) {
+    /// Notes that a page leaves. At least the latest `most` are remembered, and at most twice as many. Only one thread
+    /// may call this.
+    pub fn note(&self, gfn: Gfn, most: Pages) {
         let maps = self
             .maps
             .get_or_init(|| [(); 2].map(|()| Map::new(self.pages)));
         let current = self.current.load(Ordering::Relaxed);
-        if maps[current].note(gfn) >= stored.0.max(1) {
+        if maps[current].note(gfn) >= most.0.max(1) {
             // A map is forgotten as a whole: to forget notes one by one would take a list of them in order.
             maps[1 - current].clear();
             self.current.store(1 - current, Ordering::Relaxed);
         }
     }
 
-    /// Notes that a page has come back from the swap file.
-    pub fn came_back(&self, gfn: Gfn) {
+    /// Notes that a page has come back; whether it had left lately.
+    pub fn came_back(&self, gfn: Gfn) -> bool {
         let Some(maps) = self.maps.get() else {
-            return;
+            return false;
         };
-        if maps.iter().any(|map| map.take(gfn)) {
+        let is_ghost = maps.iter().any(|map| map.take(gfn));
+        if is_ghost {
             self.returned.fetch_add(1, Ordering::Relaxed);
         }
+        is_ghost
     }
 
     /// How many pages have left lately.
@@ -126,8 +129,10 @@ mod tests {
 
     fn back(ghosts: &Ghosts, gfns: impl IntoIterator<Item = u32>) -> u64 {
         let before = ghosts.returned();
-        gfns.into_iter().for_each(|gfn| ghosts.came_back(Gfn(gfn)));
-        ghosts.returned() - before
+        let ghosts_of = gfns.into_iter().filter(|gfn| ghosts.came_back(Gfn(*gfn)));
+        let found = ghosts_of.count() as u64;
+        assert_eq!(ghosts.returned() - before, found);
+        found
     }
 
     #[test]
@@ -140,7 +145,6 @@ mod tests {
         assert_eq!(back(&ghosts, 0..130), 0);
     }
 
-    /// At least as many as the cache keeps, at most twice as many.
     #[test]
     fn pages_that_left_long_ago_are_forgotten() {
         let ghosts = Ghosts::new(1000);
