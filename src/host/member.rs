@@ -226,9 +226,20 @@ impl Member {
 
     /// For how long its threads have stood still.
     pub(super) fn stalled(&self) -> Stalled {
-        // Where the kernel does not tell, the guest counts as having one thread.
-        let threads = || self.process.threads().unwrap_or(1);
-        self.vm.stalled(threads, Instant::now())
+        let now = Instant::now();
+        self.vm.stalled(|| self.threads(now), now)
+    }
+
+    /// How many threads its guest has, or had within the latest second.
+    fn threads(&self, now: Instant) -> u32 {
+        // Not in one expression with what follows: that takes the lock again.
+        let known = self.recent().threads(now);
+        known.unwrap_or_else(|| {
+            // Where the kernel does not tell, the guest counts as having one thread.
+            let threads = self.process.threads().unwrap_or(1);
+            self.recent().note_threads(now, threads);
+            threads
+        })
     }
 
     /// Lets its balloon hold at most `pages`.

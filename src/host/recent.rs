@@ -2,15 +2,18 @@
 //! from history. So the policy thread looks at them once in an interval, that of esxtop, whether a client asks or not.
 //!
 //! At the same time it looks what the guest's process takes beside its RAM. The kernel writes sixty lines for each such
-//! look, which would be most of what a status costs.
+//! look, which would be most of what a status costs. How many threads it has, and what the kernel counts for the VM's
+//! files, costs a system call each: who asks gets what was so within the latest second.
 
 use std::time::{Duration, Instant};
 
 use crate::telemetry::{VmRates, VmStatus};
-use crate::units::Bytes;
+use crate::units::{Bytes, Pages};
 
 /// The length of an interval, which is that of esxtop and of the share of time that a VM stood still.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// For how long the kernel is not asked again.
+const KERNEL: Duration = Duration::from_secs(1);
 
 /// The rates of the latest interval that has ended, and the beginning of the one that runs.
 #[derive(Debug, Default)]
@@ -18,6 +21,14 @@ pub(super) struct Recent {
     begun: Option<(Instant, VmStatus)>,
     rates: VmRates,
     process: Option<Bytes>,
+    kernel: Option<(Instant, Pages)>,
+    threads: Option<(Instant, u32)>,
+}
+
+/// What was noted within the second before `now`.
+fn lately<T: Copy>(noted: Option<(Instant, T)>, now: Instant) -> Option<T> {
+    let (at, value) = noted?;
+    (now.saturating_duration_since(at) < KERNEL).then_some(value)
 }
 
 impl Recent {
@@ -29,6 +40,26 @@ impl Recent {
     /// What the guest's process took beside its RAM when the interval began.
     pub(super) const fn process(&self) -> Option<Bytes> {
         self.process
+    }
+
+    /// What the kernel counted for the VM's files within the second before `now`, if it was asked.
+    pub(super) fn kernel(&self, now: Instant) -> Option<Pages> {
+        lately(self.kernel, now)
+    }
+
+    /// Notes what the kernel counts for the VM's files.
+    pub(super) const fn note_kernel(&mut self, now: Instant, pages: Pages) {
+        self.kernel = Some((now, pages));
+    }
+
+    /// How many threads the guest had within the second before `now`, if the kernel was asked.
+    pub(super) fn threads(&self, now: Instant) -> Option<u32> {
+        lately(self.threads, now)
+    }
+
+    /// Notes how many threads the guest has.
+    pub(super) const fn note_threads(&mut self, now: Instant, threads: u32) {
+        self.threads = Some((now, threads));
     }
 
     /// Whether the interval is over.

@@ -27,7 +27,6 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
     let homes = homes(vm);
     let zip = vm.zip.lock();
     let zip_pages = Pages(u64::from(zip.pages_used()));
-    let zip_allocated = zip.allocated().unwrap_or(zip_pages);
     drop(zip);
     let credits = vm.table.claims().map_or(0, Claims::held);
     let consumed = homes.resident_pages.0 + homes.shared_pages.0 + zip_pages.0 + credits;
@@ -37,7 +36,6 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         let recent = member.recent();
         (recent.rates(), recent.process())
     };
-    let ram = member.ram.allocated().unwrap_or(homes.resident_pages);
     let mut status = VmStatus {
         id: vm.id,
         name: vm.params.name.clone(),
@@ -58,7 +56,7 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         zip_pages,
         zip: caches::status(member),
         credit_pages: Pages(credits),
-        kernel_pages: Pages(ram.0 + zip_allocated.0),
+        kernel_pages: kernel(member, homes.resident_pages, zip_pages),
         process_bytes,
         allocation: allocation(member, &settings),
         activity: activity(member, floor_percent),
@@ -79,6 +77,20 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
     };
     status.health = Health::of_vm(&status);
     status
+}
+
+/// What the kernel counts for its RAM and its cache; where it does not tell, these pages.
+fn kernel(member: &Member, ram: Pages, zip: Pages) -> Pages {
+    let now = Instant::now();
+    // Not in one expression with what follows: that takes the lock again.
+    let known = member.recent().kernel(now);
+    known.unwrap_or_else(|| {
+        let ram = member.ram.allocated().unwrap_or(ram);
+        let zip = member.vm.zip.lock().allocated().unwrap_or(zip);
+        let pages = Pages(ram.0 + zip.0);
+        member.recent().note_kernel(now, pages);
+        pages
+    })
 }
 
 /// Ends the interval of a VM if it is over; to be called at each plan.

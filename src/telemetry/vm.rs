@@ -320,7 +320,8 @@ pub struct VmStatus {
     pub zip: ZipStatus,
     /// Pages that an inline guest holds in advance, for faults that it serves itself.
     pub credit_pages: Pages,
-    /// Pages of its RAM file as the kernel counts them; equals `homes.resident_pages` when idle.
+    /// Pages of its RAM and compression cache as the kernel counted them within the latest second; equals
+    /// `homes.resident_pages` and `zip_pages` together when idle.
     pub kernel_pages: Pages,
     /// What the guest's process takes beside its RAM: its heap and stacks, and the kernel's page tables for it, looked at
     /// every five seconds. The budget does not count it. `null` where the kernel does not tell, and before the first look.
