@@ -10,11 +10,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::telemetry::{HostStatus, Series};
 
 /// The numbers of a host and its VMs at equal moments.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(try_from = "Unchecked")]
 pub struct Recording {
     /// When each sample was taken, in milliseconds since the recording began; they ascend.
     pub at_ms: Vec<u64>,
@@ -24,6 +26,56 @@ pub struct Recording {
     pub vms: BTreeMap<String, BTreeMap<String, Column>>,
     /// What was changed, and when, in the order of time.
     pub marks: Vec<Mark>,
+}
+
+/// A recording as it is read: its columns may be of any length.
+#[derive(Deserialize)]
+struct Unchecked {
+    at_ms: Vec<u64>,
+    host: BTreeMap<String, Column>,
+    vms: BTreeMap<String, BTreeMap<String, Column>>,
+    marks: Vec<Mark>,
+}
+
+/// A column that is not as long as the recording has moments.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("`{series}` of {of} has {values} values, for {moments} moments")]
+struct Uneven {
+    series: String,
+    of: String,
+    values: usize,
+    moments: usize,
+}
+
+impl TryFrom<Unchecked> for Recording {
+    type Error = Uneven;
+
+    fn try_from(read: Unchecked) -> Result<Self, Uneven> {
+        let Unchecked {
+            at_ms,
+            host,
+            vms,
+            marks,
+        } = read;
+        let of_vms = vms.iter().map(|(vm, columns)| (vm.as_str(), columns));
+        for (of, columns) in of_vms.chain([("the host", &host)]) {
+            let uneven = columns.iter().find(|(_, it)| it.len() != at_ms.len());
+            if let Some((series, column)) = uneven {
+                return Err(Uneven {
+                    series: series.clone(),
+                    of: of.to_owned(),
+                    values: column.len(),
+                    moments: at_ms.len(),
+                });
+            }
+        }
+        Ok(Self {
+            at_ms,
+            host,
+            vms,
+            marks,
+        })
+    }
 }
 
 /// A remark at a moment: a setting changed, a guest started.
@@ -121,5 +173,20 @@ mod tests {
         let json = serde_json::to_string(&recording).expect("plain data");
         let read: Recording = serde_json::from_str(&json).expect("what was written");
         assert_eq!(read, recording);
+    }
+
+    #[test]
+    fn column_of_another_length_is_refused_by_its_name() {
+        let read = |kv: &str| {
+            let host = r#""at_ms": [0, 100], "host": {"free": [1.0, null]}, "marks": []"#;
+            let text = format!(r#"{{{host}, "vms": {{"kv": {{"ops": {kv}}}}}}}"#);
+            serde_json::from_str::<Recording>(&text)
+        };
+        assert!(read("[null, 5.0]").is_ok());
+        for (kv, values) in [("[]", 0), ("[1.0]", 1), ("[1.0, 2.0, 3.0]", 3)] {
+            let error = read(kv).expect_err("uneven").to_string();
+            let expected = format!("`ops` of kv has {values} values, for 2 moments");
+            assert!(error.contains(&expected), "{error}");
+        }
     }
 }
