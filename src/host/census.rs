@@ -1,9 +1,9 @@
 //! Counts where the pages of all VMs stand with sharing.
 //!
 //! The counts walk the page tables of all VMs, some nanoseconds for each page. That is nothing for one look and
-//! much for a host with many pages whose status is asked for all the time. So a count is used again until four hundred
-//! times what it took has passed: it never takes more than a quarter of a percent of a processor, and on small hosts each
-//! look counts anew.
+//! much for a host with many pages whose status is asked for all the time. So a count is used again until two hundred
+//! times what it took has passed: it never takes more than half a percent of a processor, and on small hosts each look
+//! counts anew.
 //!
 //! *Other salts.* A page that is unique in its sharing domain may equal pages of other domains. No table knows that, on
 //! purpose. Here the halves of digests that scanners have noted are compared: all of them while there are few, else
@@ -22,7 +22,7 @@ use crate::units::{FrameId, Pages, VmId};
 use crate::vm::Vm;
 
 /// A count is used for so many times what it took.
-const USED_FOR: u32 = 400;
+const USED_FOR: u32 = 200;
 /// Pages whose contents are compared across domains, before these become a sample.
 const COMPARED: usize = 1 << 17;
 
