@@ -21,7 +21,7 @@
 //! together, less what the daemon has seen itself. Which threads waited at the same time is not known, so the VM counts
 //! as stalled for all of that time, up to the time that has passed.
 //!
-//! There is one lock, over plain numbers, held for nanoseconds. It is the innermost lock.
+//! There is one lock, the innermost, over plain numbers, held for nanoseconds.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,8 +35,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// The time over which the other share is averaged.
 const MINUTE: Duration = Duration::from_secs(60);
 /// The time over which waiting for evicted pages is averaged: a few plans. A guest that begins to work should have its
-/// memory within a second or two; an average over ten took longer than the phases of many a guest. One plan alone
-/// would see no more than a handful of faults of a slow disk.
+/// memory within a second or two. One plan alone would see no more than a handful of faults of a slow disk.
 const REFILLS: Duration = Duration::from_secs(1);
 
 /// What a thread of the guest waits for.
@@ -376,8 +375,7 @@ impl State {
 }
 
 impl Vm {
-    /// For how long its threads have stood still by `now`. `threads` is called for an inline guest, and says how many
-    /// threads the guest has. The shares are meaningful only if this is called regularly.
+    /// For how long its threads stood still by `now`. `threads` says how many an inline guest has. To be called regularly.
     #[must_use]
     pub fn stalled(&self, threads: impl FnOnce() -> u32, now: Instant) -> Stalled {
         let claimed = self.table.claims().map(|claims| Claimed {
