@@ -375,7 +375,7 @@ impl State {
 }
 
 impl Vm {
-    /// For how long its threads stood still by `now`. `threads` says how many an inline guest has. To be called regularly.
+    /// For how long its threads stood still by `now`. `threads` says how many an inline guest has. Call it regularly.
     #[must_use]
     pub fn stalled(&self, threads: impl FnOnce() -> u32, now: Instant) -> Stalled {
         let claimed = self.table.claims().map(|claims| Claimed {
