@@ -20,7 +20,7 @@
 //! all     = resident + shared + compressed + swapped
 //! out     = max(compressed + swapped, all / 8)
 //! left    = max(pages that left lately, (resident + shared) / 8)
-//! saving  = max(stall / out, stall for early refaults / left / 2)
+//! saving  = max(stall / out, early / left / 2), where early is the stall for early refaults
 //! average = max(sum of saving * out / sum of out, 2 us/s)
 //! waiting = all * saving / (saving + average)
 //! in use  = max(waiting, active)
