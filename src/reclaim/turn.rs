@@ -161,6 +161,11 @@ impl Core {
         all.flatten().fold(now + IDLE, Instant::min)
     }
 
+    /// Whether faults wait for memory, and it is to free some.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.vm.budget.starving() > 0 && self.evict_due().is_some()
+    }
+
     fn evict_due(&self) -> Option<Instant> {
         let Eviction { pages, always, .. } = self.vm.orders.evict();
         let is_due = pages > Pages(0) && (always || self.vm.budget.is_below_aim());
