@@ -11,6 +11,8 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
+use crate::sys::scheduled;
+
 /// What a piece of work of this thread took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Took {
@@ -43,14 +45,8 @@ pub fn thread_cpu() -> Duration {
 /// # Errors
 /// There is no such process, or the kernel does not count.
 pub fn process_cpu(pid: u32) -> io::Result<Duration> {
-    let mut total = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        // A thread may have ended in between.
-        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
-        let first = text.split_whitespace().next();
-        total += first.and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
-    }
-    Ok(Duration::from_nanos(total))
+    let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::NotFound)?;
+    Ok(scheduled(pid)?.ran)
 }
 
 /// Processor time of a process so far, including that of threads that have ended.

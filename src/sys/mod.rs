@@ -39,7 +39,7 @@ pub use plain::{Advice, PlainMemory};
 pub use prefetch::prefetch;
 pub use private_tmpfs::readers_cannot_write;
 pub use process::{Process, own_memory};
-pub use processor::{Processors, processor_of};
+pub use processor::{Processors, Scheduled, idle_times, move_threads, processor_of, scheduled};
 pub use published::Published;
 pub use self_served::SelfServed;
 pub use shared_words::SharedWords;
