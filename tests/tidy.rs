@@ -244,6 +244,7 @@ const HOST_FILES: &[&str] = &[
     "watchdog",
     "caches",
     "tiers",
+    "placement",
     "orders",
     "service",
     "vm_status",

@@ -97,6 +97,12 @@ pub(super) fn vm(vm: &VmStatus, law: &str) -> String {
         "its process",
         &format!("{own} beside its RAM, not in the budget"),
     );
+    if let Some(processor) = vm.placed_on {
+        row(
+            "placed",
+            &format!("on processor {processor}, because another was crowded"),
+        );
+    }
     row("allocation", &allocation(vm));
     row("active", &activity(vm));
     row("balloon", &balloon(vm, law));

@@ -18,6 +18,7 @@ use super::laws::Laws;
 use super::member::Member;
 use super::members::Members;
 use super::orders;
+use super::placement::Placement;
 use super::pools::Pools;
 use super::service::Pulse;
 use super::snapshot::snapshot;
@@ -61,6 +62,7 @@ struct Known {
     laws: Laws,
     watchdog: Watchdog,
     division: Division,
+    placement: Placement,
 }
 
 impl Known {
@@ -70,6 +72,7 @@ impl Known {
             laws: Laws::default(),
             watchdog: Watchdog::new(),
             division: Division::default(),
+            placement: Placement::default(),
         }
     }
 }
@@ -187,6 +190,7 @@ impl Governor {
         let members = self.members.all();
         let floor = settings.sample_active_pct_min;
         let price = caches::price(members.iter().map(|it| (&*it.vm, it.settings().limit)));
+        let mut stalls = Vec::with_capacity(members.len());
         for member in &members {
             self.apply_settings(member, &settings, members.len());
             watch_balloon(member, now);
@@ -194,7 +198,9 @@ impl Governor {
             let stalled = member.stalled();
             caches::apply(member, &settings, (&stalled, price), now);
             note_rates(member, floor, now);
+            stalls.push((member, stalled));
         }
+        known.placement.look(&stalls, settings.place_guests, now);
         let cache = self.configuration.swap_cache.as_deref();
         known.division.apply(cache, &settings, &members);
         self.note_overcommit(&members, now);

@@ -37,7 +37,7 @@ pub(super) struct Member {
     pub(super) domain: Mutex<Domain>,
     /// How much of its compression cache is worth its memory.
     pub(super) worth: Mutex<Worth>,
-    /// How fast its counters moved lately.
+    /// How fast its counters moved lately, and what else was found.
     pub(super) recent: Mutex<Recent>,
 }
 

@@ -46,6 +46,7 @@ mod member;
 mod members;
 mod options;
 mod orders;
+mod placement;
 mod pools;
 mod recent;
 mod reserve;

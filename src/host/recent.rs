@@ -3,7 +3,8 @@
 //!
 //! At the same time it looks what the guest's process takes beside its RAM. The kernel writes sixty lines for each such
 //! look, which would be most of what a status costs. How many threads it has, and what the kernel counts for the VM's
-//! files, costs a system call each: who asks gets what was so within the latest second.
+//! files, costs a system call each: who asks gets what was so within the latest second. Where the guest is placed, the
+//! policy thread says.
 
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ pub(super) struct Recent {
     process: Option<Bytes>,
     kernel: Option<(Instant, Pages)>,
     threads: Option<(Instant, u32)>,
+    placed_on: Option<usize>,
 }
 
 /// What was noted within the second before `now`.
@@ -60,6 +62,16 @@ impl Recent {
     /// Notes how many threads the guest has.
     pub(super) const fn note_threads(&mut self, now: Instant, threads: u32) {
         self.threads = Some((now, threads));
+    }
+
+    /// The processor to which the guest is confined.
+    pub(super) const fn placed_on(&self) -> Option<usize> {
+        self.placed_on
+    }
+
+    /// Notes to which processor the guest is confined.
+    pub(super) const fn note_placed_on(&mut self, processor: Option<usize>) {
+        self.placed_on = processor;
     }
 
     /// Whether the interval is over.

@@ -32,9 +32,9 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
     let consumed = homes.resident_pages.0 + homes.shared_pages.0 + zip_pages.0 + credits;
     let saved = sharing_saved(member);
     let settings = member.settings();
-    let (rates, process_bytes) = {
+    let (rates, process_bytes, placed_on) = {
         let recent = member.recent();
-        (recent.rates(), recent.process())
+        (recent.rates(), recent.process(), recent.placed_on())
     };
     let mut status = VmStatus {
         id: vm.id,
@@ -58,6 +58,7 @@ pub(super) fn vm_status(member: &Member, floor_percent: u32) -> VmStatus {
         credit_pages: Pages(credits),
         kernel_pages: kernel(member, homes.resident_pages, zip_pages),
         process_bytes,
+        placed_on: placed_on.and_then(|on| u32::try_from(on).ok()),
         allocation: allocation(member, &settings),
         activity: activity(member, floor_percent),
         balloon: balloon(member, homes.ballooned_pages),

@@ -348,6 +348,15 @@ host_settings! {
         esx: Value::Time(Duration::ZERO),
         deviation: "no setting in ESX",
     }
+    /// whether a guest that waits for its disk, and for a processor while another is idle, is confined to the idle one
+    Memvisor.PlaceGuests => place_guests: bool {
+        group: "eviction",
+        kind: Kind::whole("", 0, 1),
+        esx: Value::Whole(0),
+        throughput: Value::Whole(1) => "the kernel wakes threads where the disk interrupts, and guests that read much gather \
+            there",
+        deviation: "no setting in ESX, whose scheduler places all guests; here the kernel's does",
+    }
     /// for how long a guest has not touched a page that is taken from it though nobody is short of memory; 0: none is
     Memvisor.ColdAge => cold_age: Duration {
         group: "eviction",

@@ -160,6 +160,7 @@ fn vm(id: u32, name: &str, homes: Homes) -> VmStatus {
         credit_pages: Pages(0),
         kernel_pages: homes.resident_pages,
         process_bytes: Some(Bytes::from_mib(3)),
+        placed_on: Some(1),
         homes,
         pool: if id == 1 { "prod" } else { "root" }.to_owned(),
         allocation: AllocationStatus {

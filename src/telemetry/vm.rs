@@ -326,6 +326,8 @@ pub struct VmStatus {
     /// What the guest's process takes beside its RAM: its heap and stacks, and the kernel's page tables for it, looked at
     /// every five seconds. The budget does not count it. `null` where the kernel does not tell, and before the first look.
     pub process_bytes: Option<Bytes>,
+    /// The processor to which the host has confined the guest's threads (`Memvisor.PlaceGuests`); `null`: to none.
+    pub placed_on: Option<u32>,
     /// The resource pool that it is in.
     pub pool: String,
     /// Reservation, limit, shares and target.

@@ -48,6 +48,7 @@ mod changes;
 mod cold;
 mod laws;
 mod limits;
+mod placement;
 mod pools;
 mod pressed;
 mod reports;

@@ -18,6 +18,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "another after each start: as a label it would make new series of old ones",
     ),
     ("vms[].pid", "the same"),
+    ("vms[].placed_on", "a number that measures nothing"),
     ("vms[].name", "the label `vm`"),
     ("pools[].name", "the label `pool`"),
     ("health.why", "a sentence"),
