@@ -87,12 +87,13 @@ impl Core {
         ahead: u32,
         now: Instant,
     ) -> Self {
+        let credits = Credits::new(vm.params.pages, now);
         Self {
             vm,
             channels: (0..channels).map(|_| Channel::Idle).collect(),
             waiting: Waiting::default(),
             streams: Streams::new(ahead),
-            credits: Credits::new(now),
+            credits,
             attacher,
             retry: now,
             warned: now,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::Access;
-use super::credits::{Credits, FIRST};
+use super::credits::{Credits, first};
 use super::resolve::cause;
 use crate::page::{Need, Urgency};
 use crate::units::Gfn;
@@ -98,7 +98,7 @@ impl Waiting {
         need.touch = need.touch.min(room - need.refill);
         let barred = need.pages() < self.starved.len() as u64;
         if is_missing && !barred {
-            need.touch += u64::from(FIRST).min(room - need.pages());
+            need.touch += u64::from(first(vm.params.pages)).min(room - need.pages());
         }
         (need, barred)
     }
