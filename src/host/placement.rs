@@ -44,7 +44,7 @@ const RUNS_MUCH: f64 = 0.7;
 /// How long a guest that was moved stays where it is, and one that has ceased to wait for the disk.
 const STAYS: Duration = Duration::from_secs(4);
 /// Guests decide how often they are moved.
-static MOVES: Throttle = Throttle::new(100, Duration::from_secs(1));
+static MOVES: Throttle = Throttle::new(20, Duration::from_secs(10));
 
 /// What two looks tell of a VM. Times are parts of the time between them.
 #[derive(Clone, Copy, PartialEq, Debug)]
