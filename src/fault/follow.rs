@@ -7,8 +7,7 @@
 //! that thread runs, and moves there.
 //!
 //! That helps guests that are confined to a processor, as virtual processors often are, and hosts on which no processor
-//! is idle. Otherwise the scheduler wakes the guest's thread on an idle processor, away from the fault thread, and the
-//! guest is better off there.
+//! is idle. Otherwise the scheduler wakes the guest's thread on an idle processor, away from the fault thread.
 //!
 //! The fault thread goes back as soon as another thread of the guest faults. Threads that compute while one waits
 //! would be in its way, and a thread that serves several is best placed by the scheduler. It also goes back when
