@@ -60,20 +60,17 @@ struct Seen {
     may_move: bool,
 }
 
-/// The guest to move, and where to: of those that are crowded, the one that waits longest, to the processor that is idle
-/// for the longest time.
-fn next(vms: &[Seen], idle: &[(usize, f64)]) -> Option<(VmId, usize)> {
+/// The guests that could move, those that wait longest first, and where to: the processor that is idle for the longest
+/// time.
+fn movable(vms: &[Seen], idle: &[(usize, f64)]) -> Option<(Vec<VmId>, usize)> {
     let (to, room) = *idle.iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
-    if room < ROOM {
-        return None;
-    }
     let suits = |vm: &&Seen| {
         let is_elsewhere = vm.may_move && vm.on != Some(to);
         is_elsewhere && vm.waited >= CROWDED && vm.ran <= room.min(RUNS_MUCH)
     };
-    let crowded = vms.iter().filter(suits);
-    let longest = crowded.max_by(|a, b| a.waited.total_cmp(&b.waited))?;
-    Some((longest.vm, to))
+    let mut crowded: Vec<&Seen> = vms.iter().filter(suits).collect();
+    crowded.sort_by(|a, b| b.waited.total_cmp(&a.waited));
+    (room >= ROOM).then(|| (crowded.iter().map(|vm| vm.vm).collect(), to))
 }
 
 /// A guest that is confined to a processor.
@@ -206,11 +203,15 @@ impl Placement {
         self.free(|id, placed| {
             !look.vms.contains_key(&id) || look.at >= placed.waited + STAYS || runs_much(id)
         });
-        let Some((id, to)) = next(&seen, &look.idle_since(before)) else {
+        let Some((crowded, to)) = movable(&seen, &look.idle_since(before)) else {
             return;
         };
-        if let Some((member, _)) = vms.iter().find(|(member, _)| member.vm.id == id) {
-            self.place(member, to, look.at);
+        // The first that may be moved: one that may not must not keep the others where they are.
+        for id in crowded {
+            let member = vms.iter().find(|(member, _)| member.vm.id == id);
+            if member.is_some_and(|(member, _)| self.place(member, to, look.at)) {
+                return;
+            }
         }
     }
 
@@ -229,21 +230,21 @@ impl Placement {
         look.vms.iter().filter_map(each).collect()
     }
 
-    /// Confines a guest to a processor, if it may use it. Otherwise the guest stays where it is, which only costs time.
-    fn place(&mut self, member: &Member, to: usize, now: Instant) {
+    /// Confines a guest to a processor; returns whether that was allowed. A guest that stays where it is only loses time.
+    fn place(&mut self, member: &Member, to: usize, now: Instant) -> bool {
         let (id, process) = (member.vm.id, &member.process);
         let (from, all) = match self.placed.get(&id) {
             Some(placed) => (Processors::only(placed.on), placed.all),
             None => match Processors::of(process.pid()) {
                 Ok(all) => (Ok(all), all),
-                Err(_) => return,
+                Err(_) => return false,
             },
         };
         let (Ok(from), Ok(one)) = (from, Processors::only(to)) else {
-            return;
+            return false;
         };
         if !all.contains(to) || move_threads(process.pid(), &from, &one).is_err() {
-            return;
+            return false;
         }
         let vm = &member.vm.params.name;
         MOVES.line(|unsaid| tracing::info!(%vm, processor = to, unsaid, "placed"));
@@ -255,6 +256,7 @@ impl Placement {
             waited: now,
         };
         self.placed.insert(id, placed);
+        true
     }
 
     /// Frees the guests for which that is so.
@@ -292,11 +294,20 @@ mod tests {
         }
     }
 
+    /// Of the guests that could move, the one that waits longest.
+    fn next(vms: &[Seen], idle: &[(usize, f64)]) -> Option<(VmId, usize)> {
+        let (crowded, to) = movable(vms, idle)?;
+        Some((*crowded.first()?, to))
+    }
+
     #[test]
     fn guest_that_waits_longest_goes_to_the_idlest_processor() {
         let vms = [seen(1, 0.2, 0.3), seen(2, 0.2, 0.5), seen(3, 0.2, 0.1)];
         let idle = [(0, 0.2), (1, 0.0), (2, 0.6)];
         assert_eq!(next(&vms, &idle), Some((VmId(2), 2)));
+        // Where it may not be moved, the next one is.
+        let both = vec![VmId(2), VmId(1)];
+        assert_eq!(movable(&vms, &idle), Some((both, 2)));
         assert_eq!(next(&vms, &[]), None, "nothing is known");
     }
 
